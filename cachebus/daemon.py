@@ -1,0 +1,314 @@
+"""The cachebus daemon: carries out what the directory decides. One a node, one thread, one region.
+
+    start: lock the run directory, make or adopt the region, bind the sockets
+    run:   a message in, effects out; every half second look who died; every second a heartbeat
+    stop:  unbind; remove the region if nobody maps it any more
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+
+from cachebus import holder, zeromq
+from cachebus.directory import Directory
+from cachebus.effects import Answer, Effect, Publish, WipeRecord, WriteRecord
+from cachebus.errors import BusError, ProtocolError, RegionError
+from cachebus.members import Members
+from cachebus.messages import (
+    Abandon,
+    Acquire,
+    Commit,
+    Denied,
+    Done,
+    Drain,
+    Event,
+    Hello,
+    Leave,
+    Ping,
+    Pong,
+    Quarantine,
+    Reattach,
+    RegisterEngine,
+    RegisterWorker,
+    Release,
+    Report,
+    Request,
+    Reserve,
+    Snapshot,
+    SnapshotReply,
+    Stat,
+    StatReply,
+    Welcome,
+    decode_request,
+    encode_events,
+    encode_reply,
+)
+from cachebus.metrics import BusMetrics
+from cachebus.region import Region
+from cachebus.settings import CacheSettings, SecuritySettings
+
+log = logging.getLogger("headstart.cachebus")
+
+TICK_MS = 20
+REAP_MS = 500
+HEARTBEAT_MS = 1000
+KEY_BYTES = 32
+
+
+class Daemon:
+    """Requests in, effects carried out. ``now_ms`` is a monotonic clock."""
+
+    def __init__(self, run_dir: Path, region: Region, chunk_size: int, digest_key: bytes, metrics: BusMetrics) -> None:
+        self._run_dir = run_dir
+        self._region = region
+        self._chunk_size = chunk_size
+        self._digest_key = digest_key
+        self._metrics = metrics
+        self._epoch = time.time_ns() // 1_000_000
+        self._seq = 0
+        self._members = Members()
+        self._directory = Directory(region.data_bytes, region.table.slots, self._epoch)
+        self._holders: set[str] = set()
+        self._messages: Counter[str] = Counter()
+        self._stopping = False
+        self._events: list[Event] = []
+        self._handlers: dict[type, Callable[..., list[Effect]]] = {
+            Hello: self._hello,
+            Ping: self._ping,
+            Snapshot: self._snapshot,
+            Stat: lambda c, t, r: [Answer(c, t, StatReply(self._epoch, self.statistics()))],
+            RegisterEngine: self._register_engine,
+            RegisterWorker: self._register_worker,
+            Drain: self._members.drain,
+            Leave: self._members.leave,
+            Report: lambda c, t, r: [Publish(r)],
+            Acquire: lambda c, t, r: self._directory.acquire(c, t, r, _now_ms()),
+            Release: lambda c, t, r: self._directory.release(r.leases),
+            Reserve: lambda c, t, r: self._directory.reserve(c, t, r),
+            Commit: lambda c, t, r: self._directory.commit(r.holder, r.entries, _now_ms()),
+            Abandon: lambda c, t, r: self._directory.abandon(r.holder, r.slots, _now_ms()),
+            Quarantine: self._quarantine,
+            Reattach: self._reattach,
+        }
+        self._adopt()
+        self._server = zeromq.Server(address(run_dir, zeromq.REQUESTS), address(run_dir, zeromq.EVENTS))
+
+    def _adopt(self) -> None:
+        living = holder.living(self._run_dir)
+        if not self._region.adopted:
+            return
+        self._carry_out(self._directory.adopt(self._region.table.read(), living))
+        writers = {record.holder for _, record in self._region.table.read() if record.holder}
+        for name in writers - living:
+            self._carry_out(self._directory.holder_died(name, _now_ms()))
+        self._holders |= living
+        self._events.clear()
+        kept = int(self._directory.statistics()["chunks"])
+        log.info("adopted the region %s: %d chunks; %d holders live", self._region.path, kept, len(living))
+
+    def run(self) -> None:
+        """Serves until ``stop``."""
+        reap_at = beat_at = 0.0
+        while not self._stopping:
+            frames = self._server.receive(TICK_MS)
+            while frames is not None:
+                self._handle(frames)
+                frames = self._server.receive(0)
+            now = _now_ms()
+            self._carry_out(self._directory.tick(now))
+            if now >= reap_at:
+                reap_at = now + REAP_MS
+                self._reap()
+            if now >= beat_at:
+                beat_at = now + HEARTBEAT_MS
+                self._metrics.values = self.statistics()
+                self._server.publish(encode_events(self._epoch, self._seq, []))
+
+    def stop(self) -> None:
+        """Makes ``run`` return."""
+        self._stopping = True
+
+    def close(self) -> None:
+        """Unbinds, and removes the region if no living worker maps it."""
+        self._server.close()
+        in_use = holder.living(self._run_dir)
+        self._region.close()
+        if in_use:
+            log.info("kept the region %s: %d holders live", self._region.path, len(in_use))
+        else:
+            self._region.path.unlink(missing_ok=True)
+
+    def statistics(self) -> dict[str, float]:
+        """Gauges and counters by name."""
+        roles = Counter(worker.role for worker in self._members.workers())
+        return {
+            **self._directory.statistics(),
+            **{f"workers_{role}": count for role, count in roles.items()},
+            "engines": len(self._members.engines),
+            "holders": len(self._holders),
+            "events": self._seq,
+            **{f"messages_{name}_total": count for name, count in self._messages.items()},
+        }
+
+    def _handle(self, frames: list[bytes]) -> None:
+        if len(frames) != 2:
+            self._messages["malformed"] += 1
+            return
+        client, frame = frames
+        try:
+            envelope = decode_request(frame)
+        except ProtocolError as error:
+            self._messages["malformed"] += 1
+            log.warning("dropped a message: %s", error)
+            return
+        body: Request = envelope.body
+        self._messages[type(body).__name__] += 1
+        try:
+            effects = self._handlers[type(body)](client, envelope.ticket, body)
+        except BusError as error:
+            effects = [Answer(client, envelope.ticket, Denied(str(error)))]
+        self._carry_out(effects)
+
+    def _carry_out(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Answer):
+                self._server.reply(effect.client, encode_reply(effect.ticket, effect.body))
+            elif isinstance(effect, WriteRecord):
+                self._region.table.write(effect.slot, effect.record)
+            elif isinstance(effect, WipeRecord):
+                self._region.table.wipe(effect.slot)
+            elif isinstance(effect, Publish):
+                self._events.append(effect.event)
+        if self._events:
+            self._seq += 1
+            self._server.publish(encode_events(self._epoch, self._seq, self._events))
+            self._events = []
+
+    def _hello(self, client: bytes, ticket: int, request: Hello) -> list[Effect]:
+        if request.holder:
+            if not holder.is_alive(self._run_dir, request.holder):
+                raise BusError(f"holder {request.holder} of {request.client} has no lock in this run directory")
+            self._holders.add(request.holder)
+        log.info("%s connected", request.client)
+        region = self._region
+        return [Answer(client, ticket, Welcome(self._epoch, str(region.path), region.data_bytes, self._chunk_size, self._digest_key))]
+
+    def _ping(self, client: bytes, ticket: int, request: Ping) -> list[Effect]:
+        attached = request.holder in self._holders and self._directory.is_attached(request.holder)
+        return [Answer(client, ticket, Pong(self._epoch, attached))]
+
+    def _snapshot(self, client: bytes, ticket: int, request: Snapshot) -> list[Effect]:
+        return [Answer(client, ticket, SnapshotReply(self._epoch, self._seq, self._directory.keys(), self._members.workers()))]
+
+    def _register_engine(self, client: bytes, ticket: int, request: RegisterEngine) -> list[Effect]:
+        effects: list[Effect]
+        if request.chunk_size != self._chunk_size:
+            reason = f"cache.chunk_size is {request.chunk_size} in {request.worker} and {self._chunk_size} in the cachebus: set one value"
+            effects = [Answer(client, ticket, Denied(reason))]
+        elif request.chunk_bytes > self._region.data_bytes:
+            reason = (
+                f"one chunk of {request.model!r} takes {request.chunk_bytes} bytes and the region holds {self._region.data_bytes}: "
+                "raise cache.max_local_cpu_size or lower cache.chunk_size"
+            )
+            effects = [Answer(client, ticket, Denied(reason))]
+        else:
+            effects = self._members.register_engine(client, ticket, request)
+        return effects
+
+    def _register_worker(self, client: bytes, ticket: int, request: RegisterWorker) -> list[Effect]:
+        if not holder.is_alive(self._run_dir, request.holder):
+            raise BusError(f"holder {request.holder} of {request.worker} has no lock in this run directory")
+        self._holders.add(request.holder)
+        log.info("%s worker %s serves %s at %s", request.role, request.worker, request.model, request.url)
+        return self._members.register_worker(client, ticket, request)
+
+    def _quarantine(self, client: bytes, ticket: int, request: Quarantine) -> list[Effect]:
+        log.error("chunk %s failed its digest when it was pulled: it will not be served again", request.key.hex()[:16])
+        return [*self._directory.quarantine(request), Answer(client, ticket, Done())]
+
+    def _reattach(self, client: bytes, ticket: int, request: Reattach) -> list[Effect]:
+        if not holder.is_alive(self._run_dir, request.holder):
+            raise BusError(f"holder {request.holder} has no lock in this run directory")
+        self._holders.add(request.holder)
+        return [*self._directory.reattach(request, _now_ms()), Answer(client, ticket, Done())]
+
+    def _reap(self) -> None:
+        for name in [name for name in self._holders if not holder.is_alive(self._run_dir, name)]:
+            self._holders.discard(name)
+            log.info("holder %s is gone: its leases and reservations end", name)
+            self._carry_out(self._directory.holder_died(name, _now_ms()))
+            self._carry_out(self._members.holder_died(name))
+
+
+def run(cache: CacheSettings, security: SecuritySettings) -> int:
+    """Runs a daemon until SIGTERM or SIGINT. Raises BusError or RegionError where it can't start."""
+    run_dir = cache.resolved_run_dir(os.environ)
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = _lock(run_dir)
+    size = int(cache.max_local_cpu_size * 1e9)
+    path = cache.resolved_region_path(os.environ)
+    living = holder.living(run_dir)
+    if living and not path.exists():
+        raise RegionError(f"{len(living)} living processes still use a region at {path} that is gone: stop the workers first")
+    region = Region.make_or_adopt(path, size, may_replace=not living)
+    metrics = BusMetrics()
+    daemon = Daemon(run_dir, region, cache.chunk_size, _digest_key(run_dir, security.digest_key_file), metrics)
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        daemon.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    if cache.metrics_port:
+        metrics.serve(cache.metrics_port)
+    log.info("cachebus ready at %s: region %s, %.2f GB", run_dir, path, size / 1e9)
+    try:
+        daemon.run()
+    finally:
+        daemon.close()
+        os.close(lock)
+    log.info("cachebus stopped")
+    return 0
+
+
+def address(run_dir: Path, name: str) -> str:
+    """The ZeroMQ address of one of the bus's sockets."""
+    return f"ipc://{run_dir / name}"
+
+
+def _lock(run_dir: Path) -> int:
+    descriptor = os.open(run_dir / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise BusError(f"a cachebus already runs at {run_dir}: stop it, or give this one its own cache.run_dir") from error
+    return descriptor
+
+
+def _digest_key(run_dir: Path, configured: str) -> bytes:
+    path = Path(configured) if configured else run_dir / "digest.key"
+    if not configured and not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+    try:
+        key = path.read_bytes()
+    except OSError as error:
+        raise BusError(f"security.digest_key_file: can't read {path}: {error.strerror}") from error
+    if len(key) != KEY_BYTES:
+        raise BusError(f"security.digest_key_file: {path} must hold {KEY_BYTES} bytes and holds {len(key)}")
+    return key
+
+
+def _now_ms() -> float:
+    return time.monotonic() * 1000

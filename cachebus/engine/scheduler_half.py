@@ -1,0 +1,266 @@
+"""The connector's scheduler half: which prefix to pull for a request, which blocks to publish. A plain state machine.
+
+It runs on the engine core's one thread and never waits: lookups are sent when a request arrives and their answers are
+read when vLLM asks. ``Bus`` is its port to the daemon; ``now_ms`` is any monotonic clock. It knows nothing of vLLM's
+classes, and of a request only ``RequestView``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from cachebus.engine.transfer import Load, LoadPiece, Save, StepPlan, TransferParams
+from cachebus.keys import extend_chunk_keys, root_key, tail_keys
+from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request
+
+
+class Bus(Protocol):
+    """Where requests to the daemon go. Neither method waits."""
+
+    def submit(self, body: Request) -> int:
+        """Sends and returns the ticket under which a reply may come."""
+
+    def poll(self) -> list[tuple[int, Reply]]:
+        """The replies that have come."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a worker pulls and publishes. Sizes are tokens, ``layout`` is the engine's layout digest."""
+
+    worker: str
+    holder: str
+    namespace: bytes
+    layout: bytes
+    chunk_size: int
+    block_size: int
+    save_decode_cache: bool
+    lookup_ms_max: int
+    pull_tokens_min: int
+
+
+@dataclass(frozen=True)
+class RequestView:
+    """A request as the engine has it. ``tokens`` is live: it grows as the request generates."""
+
+    request_id: str
+    tokens: Sequence[int]
+    prompt_tokens: int
+    salt: str
+    may_pull: bool
+    transfer: TransferParams | None
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A request's part in a step: ``blocks`` are new (all of them where ``restarted``); tokens before and in this step."""
+
+    request_id: str
+    blocks: list[int]
+    restarted: bool
+    computed: int
+    scheduled: int
+
+
+class _Phase(Enum):
+    IDLE = "nothing asked yet"
+    ASKED = "lookup under way"
+    GRANTED = "lease held, load not begun"
+    SETTLED = "pulled, or decided not to"
+
+
+@dataclass
+class _Tracked:
+    view: RequestView
+    root: bytes
+    keys: list[bytes] = field(default_factory=list)
+    tails: list[bytes] = field(default_factory=list)
+    phase: _Phase = _Phase.IDLE
+    ticket: int = 0
+    deadline_ms: float | None = None
+    lease: int = 0
+    extents: list[Extent] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    local_tokens: int = 0
+    pulling: bool = False
+    published: int = 0
+    tail_published: bool = False
+    reported: bool = False
+
+
+class SchedulerHalf:
+    """See the module. One a engine."""
+
+    def __init__(self, policy: Policy, bus: Bus) -> None:
+        self._policy = policy
+        self._bus = bus
+        self._requests: dict[str, _Tracked] = {}
+        self._tickets: dict[int, str] = {}
+        self._loads: list[Load] = []
+
+    def add(self, view: RequestView) -> None:
+        """A request arrived: look its prompt up."""
+        tracked = _Tracked(view, root_key(self._policy.namespace, view.salt))
+        self._requests[view.request_id] = tracked
+        prompt = view.tokens[: view.prompt_tokens]
+        extend_chunk_keys(tracked.keys, tracked.root, prompt, self._policy.chunk_size)
+        end = len(tracked.keys) * self._policy.chunk_size
+        tracked.tails = tail_keys(tracked.keys[-1] if tracked.keys else tracked.root, prompt[end:], self._policy.block_size)
+        self._ask(tracked)
+
+    def matched(self, request_id: str, local_tokens: int, now_ms: float) -> int | None:
+        """How many tokens after the ``local_tokens`` first ones can be pulled; None: ask again in the next step."""
+        self._read_replies()
+        tracked = self._requests.get(request_id)
+        if tracked is None:
+            return 0
+        tracked.local_tokens = local_tokens
+        if tracked.phase is _Phase.IDLE:
+            self._ask(tracked)
+        if tracked.phase is _Phase.ASKED:
+            if tracked.deadline_ms is None:
+                tracked.deadline_ms = now_ms + self._policy.lookup_ms_max + _REPLY_GRACE_MS
+            if now_ms < tracked.deadline_ms:
+                return None
+            self._forget_ticket(tracked)
+            tracked.phase = _Phase.SETTLED
+        if tracked.phase is _Phase.GRANTED:
+            found = self._tokens_in(tracked, len(tracked.extents)) - local_tokens
+            if found >= self._policy.pull_tokens_min:
+                return found
+        return 0
+
+    def allocated(self, request_id: str, blocks: Sequence[int], external_tokens: int) -> None:
+        """vLLM gave the request its blocks: begin the load, or let go of what was leased."""
+        tracked = self._requests.get(request_id)
+        if tracked is None or tracked.phase is not _Phase.GRANTED:
+            return
+        tracked.phase = _Phase.SETTLED
+        if not external_tokens:
+            self._let_go(tracked)
+            return
+        first = tracked.local_tokens // self._policy.block_size
+        last = (tracked.local_tokens + external_tokens) // self._policy.block_size
+        self._loads.append(Load(request_id, tracked.lease, self._pieces(tracked, blocks, first, last)))
+        tracked.pulling = True
+        tracked.lease = 0
+
+    def step(self, scheduled: Iterable[Scheduled], preempted: Iterable[str]) -> StepPlan:
+        """The loads that begin in this step and the chunks that it completes."""
+        self._read_replies()
+        for request_id in preempted:
+            tracked = self._requests.get(request_id)
+            if tracked is not None:
+                self._abandon_lookup(tracked)
+                tracked.phase = _Phase.IDLE
+        saves: list[Save] = []
+        for part in scheduled:
+            tracked = self._requests.get(part.request_id)
+            if tracked is not None:
+                saves += self._advance(tracked, part)
+        loads, self._loads = self._loads, []
+        return StepPlan(loads, saves)
+
+    def finished(self, request_id: str) -> None:
+        """The request ended, however it did. A load that has begun goes on and ends its lease itself."""
+        tracked = self._requests.pop(request_id, None)
+        if tracked is not None:
+            self._abandon_lookup(tracked)
+
+    def _ask(self, tracked: _Tracked) -> None:
+        policy = self._policy
+        if len(tracked.keys) > tracked.view.prompt_tokens // policy.chunk_size:
+            # A preempted request that has generated past its prompt's tail: a chunk holds it now.
+            tracked.tails = []
+        keys = tracked.keys + tracked.tails
+        if not keys or not tracked.view.may_pull:
+            tracked.phase = _Phase.SETTLED
+            return
+        tracked.ticket = self._bus.submit(Acquire(policy.holder, policy.layout, keys, policy.lookup_ms_max))
+        tracked.deadline_ms = None
+        tracked.phase = _Phase.ASKED
+        self._tickets[tracked.ticket] = tracked.view.request_id
+
+    def _read_replies(self) -> None:
+        for ticket, reply in self._bus.poll():
+            request_id = self._tickets.pop(ticket, None)
+            if not isinstance(reply, Granted):
+                continue
+            tracked = self._requests.get(request_id) if request_id is not None else None
+            if tracked is None or tracked.ticket != ticket or tracked.phase is not _Phase.ASKED:
+                # Too late, or its request is gone.
+                if reply.lease:
+                    self._bus.submit(Release([reply.lease]))
+                continue
+            tracked.phase = _Phase.GRANTED if reply.lease else _Phase.SETTLED
+            tracked.lease, tracked.extents = reply.lease, reply.extents
+            tracked.published = min(len(reply.extents), len(tracked.keys))
+            tracked.tail_published = len(reply.extents) == len(tracked.keys) + len(tracked.tails)
+
+    def _tokens_in(self, tracked: _Tracked, extents: int) -> int:
+        chunks = min(extents, len(tracked.keys))
+        return chunks * self._policy.chunk_size + (extents - chunks) * self._policy.block_size
+
+    def _pieces(self, tracked: _Tracked, blocks: Sequence[int], first: int, last: int) -> list[LoadPiece]:
+        """The extents that cover the request's blocks ``first`` to ``last``, last excluded."""
+        pieces = []
+        for number, extent in enumerate(tracked.extents):
+            start = self._tokens_in(tracked, number) // self._policy.block_size
+            end = self._tokens_in(tracked, number + 1) // self._policy.block_size
+            if end > first and start < last:
+                targets = [blocks[i] if first <= i < last else -1 for i in range(start, end)]
+                pieces.append(LoadPiece(extent.key, extent.offset, extent.length, extent.digest, targets))
+        return pieces
+
+    def _advance(self, tracked: _Tracked, part: Scheduled) -> list[Save]:
+        policy, view = self._policy, tracked.view
+        tracked.blocks = list(part.blocks) if part.restarted else tracked.blocks + part.blocks
+        self._let_go(tracked)
+        if not tracked.reported:
+            tracked.reported = True
+            self._report(tracked, part.computed)
+        after = part.computed + part.scheduled
+        # Tokens that the engine has scheduled but not sampled yet have no id, hence no key; their chunk waits a step.
+        known = min(after, len(view.tokens)) if policy.save_decode_cache else min(after, view.prompt_tokens)
+        saves = []
+        blocks_in_chunk = policy.chunk_size // policy.block_size
+        if known >= (tracked.published + 1) * policy.chunk_size:
+            extend_chunk_keys(tracked.keys, tracked.root, view.tokens[:known], policy.chunk_size)
+        for number in range(tracked.published, known // policy.chunk_size):
+            blocks = tracked.blocks[number * blocks_in_chunk : (number + 1) * blocks_in_chunk]
+            saves.append(Save(tracked.keys[number], blocks, tail=False))
+            tracked.published = number + 1
+        if not tracked.tail_published and after >= view.prompt_tokens:
+            tracked.tail_published = True
+            first = view.prompt_tokens // policy.chunk_size * blocks_in_chunk
+            saves += [Save(key, [tracked.blocks[first + i]], tail=True) for i, key in enumerate(tracked.tails)]
+        return saves
+
+    def _report(self, tracked: _Tracked, computed: int) -> None:
+        transfer = tracked.view.transfer
+        if transfer is None:
+            return
+        pulled = max(0, computed - tracked.local_tokens) if tracked.pulling else 0
+        self._bus.submit(
+            Report(transfer.transfer_id, transfer.leg, self._policy.worker, tracked.view.prompt_tokens, computed - pulled, pulled)
+        )
+
+    def _let_go(self, tracked: _Tracked) -> None:
+        if tracked.lease:
+            self._bus.submit(Release([tracked.lease]))
+            tracked.lease = 0
+
+    def _forget_ticket(self, tracked: _Tracked) -> None:
+        self._tickets.pop(tracked.ticket, None)
+        tracked.ticket = 0
+
+    def _abandon_lookup(self, tracked: _Tracked) -> None:
+        self._forget_ticket(tracked)
+        self._let_go(tracked)
+
+
+_REPLY_GRACE_MS = 50
+"""What a lookup may take beyond the wait that the daemon was asked for."""

@@ -1,0 +1,68 @@
+"""What the connector's scheduler half tells its worker half, and what a request carries. Plain data.
+
+vLLM itself carries ``StepPlan`` from the engine core to the workers, inside its own metadata message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+PARAMS_KEY = "headstart"
+"""Key of Headstart's part in a request's ``kv_transfer_params``."""
+
+
+class TransferParams(msgspec.Struct, frozen=True):
+    """What the router says of a request: under which id to report where its tokens came from, and for which leg."""
+
+    transfer_id: str
+    leg: str
+
+
+@dataclass(frozen=True)
+class LoadPiece:
+    """One extent to pull. ``blocks[i]`` is where its i-th block goes; -1 leaves that block out."""
+
+    key: bytes
+    offset: int
+    length: int
+    digest: bytes
+    blocks: list[int]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to pull for a request, under ``lease``."""
+
+    request_id: str
+    lease: int
+    pieces: list[LoadPiece]
+
+
+@dataclass(frozen=True)
+class Save:
+    """A chunk (or tail block) that is complete when this step's forward pass ends, and the blocks it lies in."""
+
+    key: bytes
+    blocks: list[int]
+    tail: bool
+
+
+@dataclass
+class StepPlan:
+    """One engine step's transfers."""
+
+    loads: list[Load] = field(default_factory=list)
+    saves: list[Save] = field(default_factory=list)
+
+
+def transfer_params(kv_transfer_params: Mapping[str, Any] | None) -> TransferParams | None:
+    """The router's part of a request's parameters; None where there is none or it is not well formed."""
+    part = (kv_transfer_params or {}).get(PARAMS_KEY)
+    try:
+        return msgspec.convert(part, TransferParams) if part is not None else None
+    except msgspec.ValidationError:
+        return None

@@ -1,0 +1,61 @@
+"""Content addresses: a hash chain over what a chunk's KV depends on.
+
+A chunk is ``chunk_size`` tokens. Its key is BLAKE3 over its parent's key and its token ids, so it names the whole prefix
+up to its end; the chain starts at a root made of the namespace (all that changes the values of KV: weights, KV dtype,
+engine, ...; see ``cachebus.engine.namespace``), a tenant's salt and an adapter. The blocks of a prompt's end that fill no chunk
+have keys of their own kind, so that a block can't be taken for a chunk. No key ever comes from a client or from ``hash()``.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+from blake3 import blake3
+
+KEY_BYTES = 32
+"""Length of a key."""
+
+_ROOT, _CHUNK, _TAIL = b"headstart root 1", b"c", b"t"
+
+
+def namespace_digest(parts: dict[str, str]) -> bytes:
+    """One digest (32 bytes) of named parts; any difference in a name or a value changes it."""
+    return _digest(_ROOT, *(field for name in sorted(parts) for field in (name.encode(), parts[name].encode())))
+
+
+def root_key(namespace: bytes, salt: str = "", adapter: str = "") -> bytes:
+    """Where a prompt's chain starts: tokens under different namespaces, salts or adapters never share a key."""
+    return _digest(_ROOT, namespace, salt.encode(), adapter.encode())
+
+
+def extend_chunk_keys(keys: list[bytes], root: bytes, token_ids: Sequence[int], chunk_size: int) -> None:
+    """Appends to ``keys`` the keys of all full chunks of ``token_ids`` that it lacks."""
+    parent = keys[-1] if keys else root
+    for start in range(len(keys) * chunk_size, len(token_ids) - chunk_size + 1, chunk_size):
+        parent = blake3(_CHUNK + parent + array("I", token_ids[start : start + chunk_size]).tobytes()).digest()
+        keys.append(parent)
+
+
+def chunk_keys(root: bytes, token_ids: Sequence[int], chunk_size: int) -> list[bytes]:
+    """The keys of all full chunks of ``token_ids``."""
+    keys: list[bytes] = []
+    extend_chunk_keys(keys, root, token_ids, chunk_size)
+    return keys
+
+
+def tail_keys(parent: bytes, token_ids: Sequence[int], block_size: int) -> list[bytes]:
+    """The keys of the full blocks of ``token_ids``, which follow the chunk (or root) ``parent``."""
+    keys = []
+    for start in range(0, len(token_ids) - block_size + 1, block_size):
+        parent = blake3(_TAIL + parent + array("I", token_ids[start : start + block_size]).tobytes()).digest()
+        keys.append(parent)
+    return keys
+
+
+def _digest(*fields: bytes) -> bytes:
+    hasher = blake3()
+    for field in fields:
+        hasher.update(len(field).to_bytes(8, "little"))
+        hasher.update(field)
+    return hasher.digest()

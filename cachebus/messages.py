@@ -1,0 +1,396 @@
+"""The wire vocabulary of the cache bus: msgspec structs, packed as msgpack arrays, under one protocol version.
+
+A request travels as ``Envelope(version, ticket, body)``; a reply carries the ticket of its request. Events travel in
+``EventBatch``es, numbered without gaps within one ``epoch`` (one life of a daemon). Fields are only ever appended,
+with defaults; any other change raises ``PROTOCOL_VERSION``. Keys are 32 bytes (see ``cachebus.keys``), lengths and
+offsets are bytes, times are milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+from cachebus.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+
+Role = Literal["prefill", "decode"]
+Tier = Literal["dram"]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Base of everything on the wire; the tag is the class name."""
+
+
+# Requests of every client.
+
+
+class Hello(Message, frozen=True):
+    """First message of a client. ``holder`` names the lock file whose locks say that the client lives; "" holds nothing."""
+
+    client: str
+    holder: str = ""
+
+
+class Ping(Message, frozen=True):
+    """Asks for the daemon's epoch, so that a client notices a restart."""
+
+    holder: str = ""
+
+
+class Snapshot(Message, frozen=True):
+    """Asks for the whole directory and all workers, as of one event sequence number."""
+
+
+class Stat(Message, frozen=True):
+    """Asks for the daemon's counters."""
+
+
+# Requests of engines.
+
+
+class RegisterEngine(Message, frozen=True):
+    """What an engine's KV means and how its bytes lie. Refused where a living engine of the same model differs."""
+
+    worker: str
+    role: Role
+    holder: str
+    model: str
+    namespace: bytes
+    namespace_parts: dict[str, str]
+    layout: bytes
+    layout_parts: dict[str, str]
+    block_size: int
+    chunk_size: int
+    chunk_bytes: int
+
+
+class Acquire(Message, frozen=True):
+    """Asks for a lease on the longest run of ``keys`` from the first on that is committed.
+
+    A key that another engine is writing right now is waited for, ``wait_ms`` at most.
+    """
+
+    holder: str
+    layout: bytes
+    keys: list[bytes]
+    wait_ms: int
+
+
+class Release(Message, frozen=True):
+    """Ends leases; answered with nothing."""
+
+    leases: list[int]
+
+
+class NewEntry(Message, frozen=True):
+    """A chunk (or, with ``tail``, one block of a prompt's end) that is about to be written."""
+
+    key: bytes
+    length: int
+    tail: bool = False
+
+
+class Reserve(Message, frozen=True):
+    """Asks for an extent for each entry; what exists already or finds no room gets none."""
+
+    holder: str
+    layout: bytes
+    entries: list[NewEntry]
+
+
+class WrittenEntry(Message, frozen=True):
+    """An entry whose bytes lie in the region: ``slot`` and ``generation`` as they were reserved."""
+
+    slot: int
+    generation: int
+    digest: bytes
+
+
+class Commit(Message, frozen=True):
+    """Publishes written entries; answered with nothing."""
+
+    holder: str
+    entries: list[WrittenEntry]
+
+
+class Abandon(Message, frozen=True):
+    """Gives reserved extents back unwritten; answered with nothing."""
+
+    holder: str
+    slots: list[tuple[int, int]]
+
+
+class Quarantine(Message, frozen=True):
+    """Says that what was pulled under ``key`` does not match ``digest``: nobody may be given it again."""
+
+    key: bytes
+    digest: bytes
+
+
+class Reattach(Message, frozen=True):
+    """After a daemon's restart: what this holder still reads (``reading``: offsets by lease) and writes (``writing``: slots)."""
+
+    holder: str
+    reading: dict[int, list[int]]
+    writing: list[int]
+
+
+class Report(Message, frozen=True):
+    """Where a request's prompt tokens came from, sent when its first own token is computed.
+
+    ``hbm_tokens`` lay in the engine's prefix cache, ``pulled_tokens`` came from ``source``; the rest was computed.
+    """
+
+    transfer_id: str
+    leg: str
+    worker: str
+    prompt_tokens: int
+    hbm_tokens: int
+    pulled_tokens: int
+    source: Tier = "dram"
+
+
+# Requests of workers' supervisors.
+
+
+class RegisterWorker(Message, frozen=True):
+    """A worker whose HTTP server answers and that takes requests. Repeated after every restart of the daemon."""
+
+    worker: str
+    role: Role
+    holder: str
+    url: str
+    model: str
+    max_model_len: int
+    takes_prompt_token_ids: bool
+
+
+class Drain(Message, frozen=True):
+    """The worker takes no new requests; those it has go on."""
+
+    worker: str
+
+
+class Leave(Message, frozen=True):
+    """The worker is gone for good."""
+
+    worker: str
+
+
+# Replies.
+
+
+class Welcome(Message, frozen=True):
+    """Reply to Hello. ``digest_key`` (32 bytes) keys every chunk's digest."""
+
+    epoch: int
+    region_path: str
+    region_bytes: int
+    chunk_size: int
+    digest_key: bytes
+
+
+class Pong(Message, frozen=True):
+    """Reply to Ping. ``attached``: whether this epoch has the holder's Reattach or Hello."""
+
+    epoch: int
+    attached: bool
+
+
+class Done(Message, frozen=True):
+    """Reply to what needs no more than a yes."""
+
+
+class Denied(Message, frozen=True):
+    """Reply to a request that can't be granted; ``reason`` is for people."""
+
+    reason: str
+
+
+class Extent(Message, frozen=True):
+    """Committed bytes of one entry: ``length`` bytes at ``offset`` of the region."""
+
+    key: bytes
+    offset: int
+    length: int
+    digest: bytes
+
+
+class Granted(Message, frozen=True):
+    """Reply to Acquire: the extents of the keys found, in order; no lease (0) where there are none."""
+
+    lease: int
+    extents: list[Extent]
+
+
+class Slot(Message, frozen=True):
+    """An extent to write: ``slot`` and ``generation`` name it in Commit and Abandon."""
+
+    key: bytes
+    slot: int
+    generation: int
+    offset: int
+
+
+class Reserved(Message, frozen=True):
+    """Reply to Reserve: the slots granted, in the order of the entries, those without one left out."""
+
+    slots: list[Slot]
+
+
+class StatReply(Message, frozen=True):
+    """Reply to Stat: gauges and counters by name."""
+
+    epoch: int
+    values: dict[str, float]
+
+
+class Worker(Message, frozen=True):
+    """A registered worker as others see it."""
+
+    worker: str
+    role: Role
+    url: str
+    model: str
+    namespace: bytes
+    block_size: int
+    chunk_size: int
+    max_model_len: int
+    takes_prompt_token_ids: bool
+    draining: bool = False
+
+
+class SnapshotReply(Message, frozen=True):
+    """Reply to Snapshot: every committed key and every worker after event ``seq`` of ``epoch``."""
+
+    epoch: int
+    seq: int
+    keys: list[bytes]
+    workers: list[Worker]
+
+
+# Events.
+
+
+class Stored(Message, frozen=True):
+    """These entries can be pulled from now on."""
+
+    keys: list[bytes]
+    tier: Tier = "dram"
+
+
+class Removed(Message, frozen=True):
+    """These entries are gone from ``tier``."""
+
+    keys: list[bytes]
+    tier: Tier = "dram"
+
+
+class WorkerUp(Message, frozen=True):
+    """A worker joined, or what is known of it changed (it drains, say)."""
+
+    worker: Worker
+
+
+class WorkerDown(Message, frozen=True):
+    """A worker left or died."""
+
+    worker: str
+
+
+Request = (
+    Hello
+    | Ping
+    | Snapshot
+    | Stat
+    | RegisterEngine
+    | Acquire
+    | Release
+    | Reserve
+    | Commit
+    | Abandon
+    | Quarantine
+    | Reattach
+    | Report
+    | RegisterWorker
+    | Drain
+    | Leave
+)
+Reply = Welcome | Pong | Done | Denied | Granted | Reserved | StatReply | SnapshotReply
+Event = Stored | Removed | WorkerUp | WorkerDown | Report
+
+
+class RequestEnvelope(msgspec.Struct, frozen=True, array_like=True):
+    """A request with its protocol version and its client's ticket."""
+
+    version: int
+    ticket: int
+    body: Request
+
+
+class ReplyEnvelope(msgspec.Struct, frozen=True, array_like=True):
+    """A reply with the ticket of its request."""
+
+    version: int
+    ticket: int
+    body: Reply
+
+
+class EventBatch(msgspec.Struct, frozen=True, array_like=True):
+    """Events ``seq`` (the batch's number). A batch without events is a heartbeat and repeats the last number."""
+
+    version: int
+    epoch: int
+    seq: int
+    events: list[Event]
+
+
+_Framed = TypeVar("_Framed", RequestEnvelope, ReplyEnvelope, EventBatch)
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder = msgspec.msgpack.Decoder(RequestEnvelope)
+_reply_decoder = msgspec.msgpack.Decoder(ReplyEnvelope)
+_batch_decoder = msgspec.msgpack.Decoder(EventBatch)
+
+
+def encode_request(ticket: int, body: Request) -> bytes:
+    """Packs a request."""
+    return _encoder.encode(RequestEnvelope(PROTOCOL_VERSION, ticket, body))
+
+
+def encode_reply(ticket: int, body: Reply) -> bytes:
+    """Packs a reply."""
+    return _encoder.encode(ReplyEnvelope(PROTOCOL_VERSION, ticket, body))
+
+
+def encode_events(epoch: int, seq: int, events: list[Event]) -> bytes:
+    """Packs a batch of events."""
+    return _encoder.encode(EventBatch(PROTOCOL_VERSION, epoch, seq, events))
+
+
+def decode_request(frame: bytes | memoryview) -> RequestEnvelope:
+    """Unpacks a request. Raises ProtocolError."""
+    return _checked(_request_decoder, frame)
+
+
+def decode_reply(frame: bytes | memoryview) -> ReplyEnvelope:
+    """Unpacks a reply. Raises ProtocolError."""
+    return _checked(_reply_decoder, frame)
+
+
+def decode_events(frame: bytes | memoryview) -> EventBatch:
+    """Unpacks a batch of events. Raises ProtocolError."""
+    return _checked(_batch_decoder, frame)
+
+
+def _checked(decoder: msgspec.msgpack.Decoder[_Framed], frame: bytes | memoryview) -> _Framed:
+    try:
+        message = decoder.decode(frame)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(f"a message that does not decode: {error}") from error
+    if message.version != PROTOCOL_VERSION:
+        raise ProtocolError(f"protocol version {message.version}; this side speaks {PROTOCOL_VERSION}: run one release of Headstart everywhere")
+    return message

@@ -1,0 +1,57 @@
+"""The daemon's Prometheus metrics, read from its last statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cachebus.errors import BusError
+
+_CHUNK_EVENTS = ("stored", "evicted", "granted", "missed", "no_room", "abandoned")
+_MESSAGES = "messages_"
+_WORKERS = "workers_"
+
+
+class BusMetrics(Collector):
+    """``values`` is what ``Daemon.statistics`` returned last; the daemon replaces it whole, scrapes read it."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def serve(self, port: int) -> None:
+        """Answers scrapes on 127.0.0.1:port from a thread of its own. Raises BusError where the port is taken."""
+        try:
+            start_http_server(port, addr="127.0.0.1", registry=self._registry)
+        except OSError as error:
+            raise BusError(f"cache.metrics_port: can't listen on 127.0.0.1:{port}: {error.strerror}") from error
+
+    def collect(self) -> Iterator[Metric]:
+        """One family a name."""
+        values = self.values
+        for name, text in (("bytes", "Bytes of the tier in use"), ("capacity_bytes", "Bytes that the tier may use")):
+            gauge = GaugeMetricFamily(f"headstart_tier_{name}", text, labels=["tier"])
+            gauge.add_metric(["dram"], values.get(f"dram_{name}", 0))
+            yield gauge
+        chunks = CounterMetricFamily("headstart_chunks", "What happened to chunks and tail blocks", labels=["tier", "event"])
+        for event in _CHUNK_EVENTS:
+            chunks.add_metric(["dram", event], values.get(f"{event}_total", 0))
+        yield chunks
+        failures = CounterMetricFamily("headstart_integrity_failures", "Pulls whose bytes did not match their digest", labels=["tier"])
+        failures.add_metric(["dram"], values.get("integrity_failures_total", 0))
+        yield failures
+        for name in ("leases", "writing", "waiters", "holders", "engines"):
+            yield GaugeMetricFamily(f"headstart_bus_{name}", f"The directory's {name}", value=values.get(name, 0))
+        workers = GaugeMetricFamily("headstart_bus_workers", "Registered workers", labels=["role"])
+        for role in ("prefill", "decode"):
+            workers.add_metric([role], values.get(_WORKERS + role, 0))
+        yield workers
+        messages = CounterMetricFamily("headstart_bus_messages", "Messages by kind; malformed ones were dropped", labels=["kind"])
+        for name, value in values.items():
+            if name.startswith(_MESSAGES):
+                messages.add_metric([name.removeprefix(_MESSAGES).removesuffix("_total")], value)
+        yield messages

@@ -1,0 +1,59 @@
+"""What a router knows of the bus: stored chunks and living workers, kept in step by numbered events. Pure state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cachebus.messages import EventBatch, Removed, SnapshotReply, Stored, Worker, WorkerDown, WorkerUp
+
+
+class Replica:
+    """A copy of the daemon's directory. ``version`` changes with every change."""
+
+    def __init__(self) -> None:
+        self.workers: dict[str, Worker] = {}
+        self.version = 0
+        self._keys: set[bytes] = set()
+        self._epoch = -1
+        self._seq = -1
+
+    def has(self, key: bytes) -> bool:
+        """Whether the chunk can be pulled."""
+        return key in self._keys
+
+    def known_prefix(self, keys: Sequence[bytes]) -> int:
+        """How many of ``keys``, from the first on, can be pulled."""
+        for count, key in enumerate(keys):
+            if key not in self._keys:
+                return count
+        return len(keys)
+
+    def load(self, snapshot: SnapshotReply) -> None:
+        """Replaces everything by a snapshot."""
+        self._epoch, self._seq = snapshot.epoch, snapshot.seq
+        self._keys = set(snapshot.keys)
+        self.workers = {worker.worker: worker for worker in snapshot.workers}
+        self.version += 1
+
+    def apply(self, batch: EventBatch) -> bool:
+        """Applies a batch; False where batches are missing before it or the daemon is another: a snapshot is needed."""
+        if batch.epoch != self._epoch:
+            return False
+        if not batch.events:
+            return batch.seq == self._seq
+        if batch.seq <= self._seq:
+            return True
+        if batch.seq != self._seq + 1:
+            return False
+        self._seq = batch.seq
+        for event in batch.events:
+            if isinstance(event, Stored):
+                self._keys.update(event.keys)
+            elif isinstance(event, Removed):
+                self._keys.difference_update(event.keys)
+            elif isinstance(event, WorkerUp):
+                self.workers[event.worker.worker] = event.worker
+            elif isinstance(event, WorkerDown):
+                self.workers.pop(event.worker, None)
+        self.version += 1
+        return True
