@@ -59,7 +59,7 @@ class ModelSettings(Section, frozen=True):
     """Seed of the engine"""
 
     def problems(self) -> list[Problem]:
-        return _negative(self, "max_model_len", "block_size", "seed")
+        return negative(self, "max_model_len", "block_size", "seed")
 
 
 class CacheSettings(Section, frozen=True):
@@ -85,7 +85,7 @@ class CacheSettings(Section, frozen=True):
     """Port of the cachebus's own /metrics; 0: none"""
 
     def problems(self) -> list[Problem]:
-        found = _negative(self, "lookup_ms_max", "pull_tokens_min") + _ports(self, "metrics_port")
+        found = negative(self, "lookup_ms_max", "pull_tokens_min") + ports(self, "metrics_port")
         if self.chunk_size < 16 or self.chunk_size % 16:
             found.append(("chunk_size", f"{self.chunk_size} is no multiple of 16; 256 suits most models, 512 contexts over 128K"))
         if not self.local_cpu:
@@ -145,7 +145,7 @@ class WorkerSettings(Section, frozen=True):
     """Longest wait for running requests when a worker is asked to end"""
 
     def problems(self) -> list[Problem]:
-        found = _negative(self, "count", "max_num_batched_tokens", "drain_seconds_max") + _ports(self, "port", "metrics_port")
+        found = negative(self, "count", "max_num_batched_tokens", "drain_seconds_max") + ports(self, "port", "metrics_port")
         if not 0 < self.gpu_memory_utilization <= 1:
             found.append(("gpu_memory_utilization", f"{self.gpu_memory_utilization} is no share; give more than 0 and at most 1"))
         for key in ("kv_cache_gb", "start_seconds_max"):
@@ -167,7 +167,8 @@ def load_settings(cls: type[_File], text: str | None, source: str, environ: Mapp
     places: dict[tuple[str, str], str] = {}
     for section, key, value, place in [*_from_yaml(text, source, problems), *_from_environment(sections, environ)]:
         if section not in sections:
-            problems.append(f"{place}: {section}: no such section{_meant(section, list(sections))}")
+            if not key:
+                problems.append(f"{place}: {section}: no such section{_meant(section, list(sections))}")
         elif not key:
             continue
         elif key not in sections[section].__struct_fields__:
@@ -239,9 +240,11 @@ def _meant(name: str, known: Any) -> str:
     return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(known)}"
 
 
-def _negative(section: Section, *keys: str) -> list[Problem]:
+def negative(section: Section, *keys: str) -> list[Problem]:
+    """The problems of those keys whose values are below 0."""
     return [(key, f"{getattr(section, key)} is negative; give 0 or more") for key in keys if getattr(section, key) < 0]
 
 
-def _ports(section: Section, *keys: str) -> list[Problem]:
+def ports(section: Section, *keys: str) -> list[Problem]:
+    """The problems of those keys whose values are no ports."""
     return [(key, f"{getattr(section, key)} is no port; give 0 to 65535") for key in keys if not 0 <= getattr(section, key) <= 65535]

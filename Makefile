@@ -1,0 +1,24 @@
+# The five verbs. Each sets up what it needs; a second run finds it done.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := cachebus decode deploy prefill router
+
+.PHONY: setup lint check test demo
+
+setup:
+	@PYTHON=$(PYTHON) scripts/setup.sh $(VENV)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+check: setup
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint check
+	$(BIN)/pytest $(ARGS)
+
+demo: setup
+	@$(BIN)/headstart demo $(ARGS)

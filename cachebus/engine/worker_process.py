@@ -1,0 +1,228 @@
+"""A worker: one engine under supervision. Both roles run it.
+
+    start:  reach the bus, start the engine, wait until it is healthy, register
+    run:    watch the engine's processes; a restarted cachebus is told again
+    drain:  on SIGTERM or SIGINT: tell the bus, let running requests end, end the engine, leave
+    die:    when any process of the engine dies, kill the rest and leave
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from types import FrameType
+
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
+
+from cachebus.client import BusClient
+from cachebus.engine import process_tree
+from cachebus.engine.command import PROVEN_VERSIONS, WorkerSpec, engine_command, engine_environment, installed_vllm, takes_prompt_token_ids
+from cachebus.errors import BusError, HeadstartError
+from cachebus.holder import Holder
+from cachebus.keeper import Keeper
+from cachebus.messages import Drain, Leave, RegisterWorker, Request
+
+EXIT_DRAINED, EXIT_ENGINE_DIED, EXIT_ENGINE_NOT_STARTED = 0, 3, 4
+
+BUS_MS_MAX = 5000
+PROGRESS_SECONDS = 5.0
+WATCH_SECONDS = 0.2
+ENGINE_END_SECONDS_MAX = 15
+_LINES_KEPT = 40
+_BUSY = re.compile(rb"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([0-9.e+]+)", re.MULTILINE)
+
+
+class EngineOutput(threading.Thread):
+    """Passes the engine's output on to stderr, each line under the worker's name, and keeps the last lines."""
+
+    def __init__(self, process: subprocess.Popen[bytes], name: str) -> None:
+        super().__init__(name="engine-output", daemon=True)
+        self._process, self._label = process, name
+        self.last: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
+
+    def run(self) -> None:
+        assert self._process.stdout is not None
+        for raw in self._process.stdout:
+            line = raw.decode(errors="replace").rstrip()
+            self.last.append(line)
+            sys.stderr.write(f"[{self._label}] {line}\n")
+
+
+class WorkerProcess:
+    """One worker's life; ``run`` returns its exit code."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._log = logging.getLogger(f"headstart.{spec.role}")
+        self._ending = threading.Event()
+        self._forced = threading.Event()
+        self._pids: list[int] = []
+
+    def run(self) -> int:
+        """Runs the worker. Raises HeadstartError where it can't even begin (no bus, port in use, no vLLM)."""
+        spec = self._spec
+        version = installed_vllm()
+        if ".".join(map(str, version)) not in PROVEN_VERSIONS:
+            self._log.warning("vLLM %s was not tried with this release; tried: %s", ".".join(map(str, version)), ", ".join(PROVEN_VERSIONS))
+        holder = Holder(spec.run_dir)
+        client = BusClient(spec.run_dir, f"{spec.worker} supervisor", holder)
+        client.connect(BUS_MS_MAX)
+        port = _free_port(spec)
+        self._up = _serve_metrics(spec)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._asked_to_end)
+        url = f"http://{spec.pool.host}:{port}"
+        command = engine_command(spec, port, version)
+        environment = engine_environment(spec, os.environ)
+        engine = process_tree.start(command, environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        output = EngineOutput(engine, spec.worker)
+        output.start()
+        try:
+            failure = self._await_health(engine, url)
+            if failure:
+                tail = "\n".join(_reason(list(output.last)))
+                self._log.error("the engine did not start: %s\n%s", failure, tail)
+                return EXIT_ENGINE_NOT_STARTED
+            if self._ending.is_set():
+                return EXIT_DRAINED
+            return self._serve(engine, url, holder, client, version)
+        finally:
+            process_tree.kill_tree(engine, self._pids)
+            client.close()
+            holder.close()
+
+    def _serve(self, engine: subprocess.Popen[bytes], url: str, holder: Holder, client: BusClient, version: tuple[int, ...]) -> int:
+        spec = self._spec
+        registration: Request = RegisterWorker(
+            worker=spec.worker,
+            role=spec.role,
+            holder=holder.id,
+            url=url,
+            model=spec.served_name,
+            max_model_len=_max_model_len(url),
+            takes_prompt_token_ids=takes_prompt_token_ids(version),
+        )
+        epoch = client.connect(BUS_MS_MAX).epoch
+        client.call(registration, BUS_MS_MAX)
+        keeper = Keeper(spec.run_dir, spec.worker, holder, lambda: registration, epoch)
+        keeper.start()
+        self._pids = process_tree.descendants(engine.pid)
+        self._up.set(1)
+        self._log.info("%s ready: %s at %s", spec.worker, spec.served_name, url)
+        while not self._ending.wait(WATCH_SECONDS):
+            gone = [pid for pid in [engine.pid, *self._pids] if not process_tree.is_running(pid)]
+            if gone:
+                self._log.error("%s: the engine's process %d died: ending the rest of it", spec.worker, gone[0])
+                self._leave(client, keeper)
+                return EXIT_ENGINE_DIED
+        self._drain(engine, url, client)
+        self._leave(client, keeper)
+        return EXIT_DRAINED
+
+    def _await_health(self, engine: subprocess.Popen[bytes], url: str) -> str:
+        """"" once the engine is healthy or the worker is asked to end, else why it is not."""
+        started = time.monotonic()
+        told = started
+        while not self._ending.is_set():
+            if engine.poll() is not None:
+                return f"it ended with exit code {engine.returncode}"
+            if _get(f"{url}/health") is not None:
+                return ""
+            now = time.monotonic()
+            if now - started > self._spec.pool.start_seconds_max:
+                return f"it was not ready after {self._spec.pool.start_seconds_max} s ({self._spec.role}.start_seconds_max)"
+            if now - told >= PROGRESS_SECONDS:
+                told = now
+                self._log.info("%s is loading %s, %d s", self._spec.worker, self._spec.served_name, now - started)
+            self._ending.wait(WATCH_SECONDS)
+        return ""
+
+    def _drain(self, engine: subprocess.Popen[bytes], url: str, client: BusClient) -> None:
+        spec = self._spec
+        self._up.set(0)
+        try:
+            client.call(Drain(spec.worker), BUS_MS_MAX)
+        except BusError as error:
+            self._log.warning("can't tell the bus that %s drains: %s", spec.worker, error)
+        self._log.info("%s drains: running requests may take %d s", spec.worker, spec.pool.drain_seconds_max)
+        deadline = time.monotonic() + spec.pool.drain_seconds_max
+        while time.monotonic() < deadline and not self._forced.is_set() and engine.poll() is None and _busy(url):
+            self._forced.wait(WATCH_SECONDS)
+        engine.send_signal(signal.SIGTERM)
+        try:
+            engine.wait(ENGINE_END_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            self._log.warning("%s: the engine did not end by itself", spec.worker)
+
+    def _leave(self, client: BusClient, keeper: Keeper) -> None:
+        keeper.stop()
+        try:
+            client.call(Leave(self._spec.worker), BUS_MS_MAX)
+        except BusError as error:
+            self._log.warning("can't tell the bus that %s leaves: %s", self._spec.worker, error)
+
+    def _asked_to_end(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._ending.is_set():
+            self._forced.set()
+        self._ending.set()
+
+
+def _free_port(spec: WorkerSpec) -> int:
+    """The port to use, free a moment ago. Raises HeadstartError where the one asked for is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((spec.pool.host, spec.pool.port))
+        except OSError as error:
+            place = f"{spec.pool.host}:{spec.pool.port}"
+            raise HeadstartError(f"{spec.role}.port: can't listen on {place}: {error.strerror}; choose another port, or 0 for a free one") from error
+        return int(probe.getsockname()[1])
+
+
+def _serve_metrics(spec: WorkerSpec) -> Gauge:
+    registry = CollectorRegistry()
+    up = Gauge("headstart_worker_up", "1 while the worker takes requests", ["worker", "role"], registry=registry)
+    if spec.pool.metrics_port:
+        try:
+            start_http_server(spec.pool.metrics_port, addr=spec.pool.host, registry=registry)
+        except OSError as error:
+            place = f"{spec.pool.host}:{spec.pool.metrics_port}"
+            raise HeadstartError(f"{spec.role}.metrics_port: can't listen on {place}: {error.strerror}; choose another port") from error
+    return up.labels(spec.worker, spec.role)
+
+
+def _get(url: str) -> bytes | None:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            body: bytes = answer.read()
+            return body
+    except (urllib.error.URLError, OSError):
+        return None
+
+
+def _busy(url: str) -> bool:
+    """Whether the engine has requests; one that can't say has none that could end well."""
+    exposition = _get(f"{url}/metrics")
+    return exposition is not None and any(float(value) > 0 for value in _BUSY.findall(exposition))
+
+
+def _max_model_len(url: str) -> int:
+    models = json.loads(_get(f"{url}/v1/models") or b"{}").get("data") or [{}]
+    return int(models[0].get("max_model_len") or 0)
+
+
+def _reason(lines: list[str]) -> list[str]:
+    """The lines that say why an engine failed: its last errors, or simply its last lines."""
+    errors = [line for line in lines if "Error" in line or "error:" in line]
+    return (errors or lines)[-5:]

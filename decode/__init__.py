@@ -1,0 +1,1 @@
+"""The decode role: workers that pull prompts' KV and generate."""

@@ -1,0 +1,141 @@
+"""The command ``headstart``: reads the settings, sets up logging and hands over to a role or a tool."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+
+from cachebus.errors import HeadstartError
+from cachebus.settings import ModelSettings
+from deploy.settings import Settings, as_yaml, read_settings
+
+EXIT_ERROR = 2
+_EPILOG = """exit codes: 0 done; 1 failed, or an unexpected error; 2 wrong usage or settings, or something that is needed is missing;
+3 a worker's engine died; 4 a worker's engine did not start"""
+_ROLES = {
+    "cachebus": "run the node's cache bus",
+    "prefill": "run a prefill worker",
+    "decode": "run a decode worker",
+    "router": "run the router with the OpenAI endpoint",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=options.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    try:
+        settings = read_settings(options.config, options.set, os.environ)
+        if getattr(options, "model", None):
+            settings = msgspec.structs.replace(settings, model=msgspec.structs.replace(settings.model, name=options.model))
+        return _run(options, settings)
+    except HeadstartError as error:
+        print(f"headstart: error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(options: argparse.Namespace, settings: Settings) -> int:
+    """The composition root: each command imports only what it needs."""
+    if options.command == "config":
+        print(as_yaml(settings), end="")
+        return 0
+    if options.command == "cachebus":
+        from cachebus import daemon
+
+        return daemon.run(settings.cache, settings.security)
+    if options.command == "router":
+        from router.serve import serve
+
+        return serve(settings.router, settings.cache.resolved_run_dir(os.environ))
+    if options.command == "status":
+        from deploy import status
+
+        return status.run(settings, json_output=options.json)
+    settings = msgspec.structs.replace(settings, model=_resolved(settings.model))
+    if options.command == "prefill":
+        import prefill.role
+
+        return prefill.role.run(settings.model, settings.prefill, settings.cache, settings.security, options.name or _worker_name("prefill"))
+    if options.command == "decode":
+        import decode.role
+
+        return decode.role.run(settings.model, settings.decode, settings.cache, settings.security, options.name or _worker_name("decode"))
+    if options.command == "up":
+        from deploy import launcher
+
+        return launcher.up(settings)
+    if options.command == "demo":
+        from deploy.demo import run
+
+        return run.run(settings, json_output=options.json)
+    from deploy.bench import prefix
+
+    return prefix.run(settings, options)
+
+
+def _resolved(model: ModelSettings) -> ModelSettings:
+    """The model to serve: where none is named, the one that is made on the spot."""
+    if model.name:
+        return model
+    from deploy.model import NAME, ensure_demo_model
+
+    name = model.served_name or NAME
+    return msgspec.structs.replace(model, name=str(ensure_demo_model()), served_name=name, enforce_eager=True)
+
+
+def _worker_name(role: str) -> str:
+    return f"{role}-{socket.gethostname()}-{os.getpid()}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", type=Path, metavar="FILE", help="settings (default: ./headstart.yaml, if there is one)")
+    common.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one key; may be repeated")
+    common.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to say (default: info)")
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--model", metavar="NAME_OR_PATH", help="model to serve (default: a small random one, made on the spot)")
+    as_json = argparse.ArgumentParser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+    parser = argparse.ArgumentParser(
+        prog="headstart",
+        description="Disaggregated prefill/decode serving for vLLM: a prompt's prefix is computed once, every worker starts from there.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"headstart {metadata.version('headstart')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("up", parents=[common, model], help="run a whole cluster on this machine until Ctrl-C")
+    commands.add_parser("demo", parents=[common, model, as_json], help="run a cluster, show what it saves, check its answers, end")
+    commands.add_parser("status", parents=[common, as_json], help="show a node's workers, tiers and counters")
+    commands.add_parser("config", parents=[common], help="print the whole configuration as it is in force")
+    for role, text in _ROLES.items():
+        parents = [common, model] if role in ("prefill", "decode") else [common]
+        command = commands.add_parser(role, parents=parents, help=text)
+        if role in ("prefill", "decode"):
+            command.add_argument("--name", help="the worker's name, unique in its node (default: role, host and process)")
+    bench = commands.add_parser("bench", help="measure, against plain vLLM and others")
+    benches = bench.add_subparsers(dest="bench", required=True, metavar="BENCH")
+    prefix = benches.add_parser("prefix", parents=[common, model, as_json], help="time to first token by prompt length: cold and hit")
+    prefix.add_argument("--lengths", default="512,700,2048,2300,8192,8400", help="prompt lengths in tokens (default: %(default)s)")
+    prefix.add_argument("--runs", type=int, default=5, help="measurements of each figure (default: %(default)s)")
+    prefix.add_argument("--systems", default="vllm,headstart,lmcache", help="what to measure (default: %(default)s)")
+    prefix.add_argument("--lmcache-python", type=Path, metavar="PATH", help="a Python that has vLLM and LMCache (default: this one)")
+    prefix.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

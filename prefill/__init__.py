@@ -1,0 +1,1 @@
+"""The prefill role: workers that compute prompts and publish their KV."""

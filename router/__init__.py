@@ -1,0 +1,1 @@
+"""The router: the cluster's OpenAI endpoint."""

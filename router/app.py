@@ -1,0 +1,72 @@
+"""The router's routes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from router.endpoint import GenerationEndpoint
+from router.errors import ApiError
+from router.gateway import Gateway
+from router.settings import RouterSettings
+
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def make_app(settings: RouterSettings, run_dir: Path) -> Starlette:
+    """The router as an ASGI application. Its start raises BusUnavailable where there is no bus."""
+    gateway = Gateway(settings, run_dir)
+    started = int(time.time())
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        await gateway.start()
+        try:
+            yield
+        finally:
+            await gateway.close()
+
+    async def health(_request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def ready(_request: Request) -> Response:
+        if gateway.ready:
+            return PlainTextResponse("ready\n")
+        missing = "no decode worker is ready" if gateway.watch.connected else "the cachebus does not answer"
+        return PlainTextResponse(missing + "\n", 503)
+
+    async def models(_request: Request) -> Response:
+        served = {w.model: w.max_model_len for w in gateway.watch.replica.workers.values() if w.role == "decode"}
+        data = [
+            {"id": name, "object": "model", "created": started, "owned_by": "headstart", "max_model_len": length}
+            for name, length in sorted(served.items())
+        ]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def metrics(_request: Request) -> Response:
+        return Response(gateway.metrics.exposition(gateway.watch.replica.workers.values()), media_type=_METRICS_TYPE)
+
+    routes = [
+        *(Route(path, GenerationEndpoint(gateway, path), methods=["POST"]) for path in ("/v1/chat/completions", "/v1/completions")),
+        Route("/v1/models", models),
+        Route("/health", health),
+        Route("/ready", ready),
+        Route("/metrics", metrics),
+    ]
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _as_openai})
+    app.state.gateway = gateway
+    return app
+
+
+async def _as_openai(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    return ApiError(error.status_code, error.detail, code=code).response(dict(error.headers or {}))

@@ -1,0 +1,109 @@
+"""Which way a prompt goes: straight to decode, or through prefill first, and who waits for whom."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cachebus.keys import chunk_keys, root_key
+from cachebus.messages import Report, Worker
+from cachebus.watch import Watch
+from router.fleet import Fleet
+from router.flights import Flight, Flights
+from router.legs import LegBroken, LegFailed, Legs
+from router.metrics import RouterMetrics
+from router.reports import Reports, arrived
+from router.settings import RouterSettings
+
+log = logging.getLogger("headstart.router")
+
+PREFILL_ATTEMPTS = 2
+ROUNDS_MAX = 16
+_SETTLE_SECONDS_MAX = 1.0
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a request's prompt was prepared. ``prefill`` is the prefill leg's report.
+
+    ``flight`` is the request's own decode leg where others may be waiting for it; it ends with the first token.
+    """
+
+    through_prefill: bool
+    prefill: Report | None = None
+    flight: Flight | None = None
+
+    @property
+    def name(self) -> str:
+        """The value of x-headstart-route."""
+        return "prefill+decode" if self.through_prefill else "decode"
+
+
+class Dispatcher:
+    """Decides and runs prefill legs."""
+
+    def __init__(self, settings: RouterSettings, watch: Watch, fleet: Fleet, legs: Legs, metrics: RouterMetrics) -> None:
+        self._settings, self._watch, self._fleet, self._legs, self._metrics = settings, watch, fleet, legs, metrics
+        self.flights = Flights(watch.replica)
+        self.reports = Reports()
+
+    async def prepare(self, worker: Worker, token_ids: Sequence[int], request_id: str) -> Route:
+        """Returns when the decode leg may start. ``worker`` is any that serves the model: all share its namespace.
+
+        A prompt of which little is missing goes straight to decode. One that somebody is computing waits for that. Any other is
+        computed by a prefill worker, or by its own decode worker where there is none.
+        """
+        replica, limits = self._watch.replica, self._settings
+        keys = chunk_keys(root_key(worker.namespace), token_ids, worker.chunk_size)
+        for _ in range(ROUNDS_MAX):
+            known = replica.known_prefix(keys)
+            missing = len(token_ids) - known * worker.chunk_size
+            if missing < limits.prefill_tokens_min:
+                return Route(False)
+            under_way = self.flights.covering(keys, known)
+            # Waiting for a small part of what is missing would only delay the rest.
+            if under_way is None or 2 * under_way[1] * worker.chunk_size < missing:
+                break
+            flight, count = under_way
+            await self.flights.wait(flight, keys, known + count, limits.single_flight_seconds_max)
+        wanted = keys[known:]
+        if self._fleet.choose(replica.workers.values(), "prefill", worker.model) is None:
+            return Route(False, flight=self.flights.start(wanted, None))
+        flight = self.flights.start(wanted, self._prefill(worker.model, token_ids, wanted, request_id))
+        assert flight.task is not None
+        try:
+            await asyncio.wait([flight.task])
+            return Route(True, prefill=flight.task.result())
+        except LegFailed as error:
+            log.warning("request %s: %s; its decode worker computes the prompt", request_id, error)
+            return Route(False, flight=self.flights.start(wanted, None))
+        finally:
+            flight.leave()
+
+    async def _prefill(self, model: str, token_ids: Sequence[int], keys: Sequence[bytes], request_id: str) -> Report | None:
+        tried: set[str] = set()
+        for _ in range(PREFILL_ATTEMPTS):
+            worker = self._fleet.choose(self._watch.replica.workers.values(), "prefill", model, tried)
+            if worker is None:
+                break
+            tried.add(worker.worker)
+            transfer_id = secrets.token_hex(8)
+            report = self.reports.expect(transfer_id)
+            self._fleet.in_flight[worker.worker] += 1
+            outcome = "aborted"
+            try:
+                await self._legs.prefill(worker, token_ids, transfer_id, request_id)
+                outcome = "done"
+                await self.flights.settled(keys, _SETTLE_SECONDS_MAX)
+                return await arrived(report, self._settings.report_ms_max)
+            except (LegFailed, *LegBroken) as error:
+                outcome = "failed"
+                log.warning("request %s: prefill on %s failed: %s", request_id, worker.worker, error or type(error).__name__)
+            finally:
+                self._metrics.prefills.labels(outcome).inc()
+                self._fleet.in_flight[worker.worker] -= 1
+                self.reports.forget(transfer_id)
+        raise LegFailed(f"no prefill worker could compute the prompt ({len(tried)} tried)")

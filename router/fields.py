@@ -1,0 +1,81 @@
+"""What a client may send, and the bodies that the two legs get instead of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from router.errors import ApiError
+
+_ROUTERS_OWN = ("kv_transfer_params", "ec_transfer_params", "cache_salt")
+_ROUTERS_OWN_XARGS = (*_ROUTERS_OWN, "kv_cache_report_mode")
+_TRANSFER = "headstart"
+
+
+def parse_body(raw: bytes) -> dict[str, Any]:
+    """A client's request. Raises ApiError (400) where it is no JSON object or steers the transfer of KV."""
+    try:
+        body = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ApiError(400, f"the request's body is not JSON: {error}", code="invalid_json") from error
+    if not isinstance(body, dict):
+        raise ApiError(400, "the request's body must be a JSON object", code="invalid_json")
+    # vLLM copies vllm_xargs into the place where it keeps its own transfer parameters.
+    xargs = body.get("vllm_xargs")
+    for name in _ROUTERS_OWN:
+        if body.get(name) is not None:
+            raise _refusal(name)
+    for name in _ROUTERS_OWN_XARGS:
+        if isinstance(xargs, dict) and name in xargs:
+            raise _refusal(f"vllm_xargs.{name}")
+    model = body.get("model")
+    if model is not None and not isinstance(model, str):
+        raise ApiError(400, "model must be a string", code="invalid_type", param="model")
+    return body
+
+
+def plain_prompt(body: dict[str, Any]) -> list[int] | None:
+    """The token ids of a completion whose one prompt is given as ids."""
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and prompt and all(type(token) is int and token >= 0 for token in prompt):
+        return prompt
+    return None
+
+
+def is_splittable(body: dict[str, Any]) -> bool:
+    """Whether the request is one prompt of text whose KV another worker may compute.
+
+    Echoed prompts and prompt logprobs need the prompt's own forward pass, so no cached KV can serve them.
+    """
+    prompt = body.get("prompt")
+    several = isinstance(prompt, list) and plain_prompt(body) is None and len(prompt) != 1
+    return not (several or body.get("echo") or body.get("prompt_logprobs") is not None or body.get("prompt_embeds"))
+
+
+def prefill_body(model: str, token_ids: Sequence[int], transfer_id: str) -> bytes:
+    """The prefill leg: the prompt's ids for one token, so none of the client's fields can leak into it or out of it."""
+    request = {
+        "model": model,
+        "prompt": token_ids,
+        "max_tokens": 1,
+        "temperature": 0,
+        "kv_transfer_params": {_TRANSFER: {"transfer_id": transfer_id, "leg": "prefill"}},
+    }
+    return msgspec.json.encode(request)
+
+
+def decode_body(body: dict[str, Any], transfer_id: str, token_ids: Sequence[int] | None) -> bytes:
+    """The decode leg: everything the client sent and the router's transfer parameters.
+
+    ``token_ids``, where given, spare the engine another tokenisation: they come from its own renderer.
+    """
+    parameters: dict[str, Any] = {_TRANSFER: {"transfer_id": transfer_id, "leg": "decode"}}
+    if token_ids is not None:
+        parameters["prompt_token_ids"] = token_ids
+    return msgspec.json.encode({**body, "kv_transfer_params": parameters})
+
+
+def _refusal(name: str) -> ApiError:
+    return ApiError(400, f"{name} is set by the router and can't be sent by a client: remove it", code="field_not_allowed", param=name)

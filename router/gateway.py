@@ -1,0 +1,69 @@
+"""Everything that a router's requests share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from cachebus.messages import Event, Report, Stored, Worker, WorkerDown, WorkerUp
+from cachebus.watch import Watch
+from router.dispatch import Dispatcher
+from router.errors import ApiError
+from router.fleet import Fleet
+from router.legs import Legs
+from router.metrics import RouterMetrics
+from router.settings import RouterSettings
+
+BUS_SECONDS_MAX = 10.0
+_RETRY_SECONDS = 1
+
+
+class Gateway:
+    """Made once a router; ``start`` before the first request, ``close`` after the last."""
+
+    def __init__(self, settings: RouterSettings, run_dir: Path) -> None:
+        self.settings = settings
+        self.metrics = RouterMetrics()
+        self.fleet = Fleet()
+        self.watch = Watch(run_dir, self._heard)
+
+    async def start(self) -> None:
+        """Connects to the bus. Raises BusUnavailable."""
+        self.legs = Legs(self.settings.connect_seconds_max)
+        self.dispatcher = Dispatcher(self.settings, self.watch, self.fleet, self.legs, self.metrics)
+        await self.watch.start(BUS_SECONDS_MAX)
+
+    async def close(self) -> None:
+        """Lets go of the bus and the workers."""
+        await self.watch.close()
+        await self.legs.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request could be answered now."""
+        return self.watch.connected and any(w.role == "decode" and not w.draining for w in self.watch.replica.workers.values())
+
+    def any_decode_worker(self, model: str | None, without: Collection[str] = ()) -> Worker:
+        """A decode worker that serves the model, to ask it something. Raises ApiError (404, 503)."""
+        workers = [w for w in self.watch.replica.workers.values() if w.role == "decode"]
+        if workers and model is not None and all(w.model != model for w in workers):
+            raise ApiError(404, f"The model `{model}` does not exist.", code="model_not_found", param="model")
+        able = [w for w in workers if model in (None, w.model) and not w.draining and w.worker not in without]
+        if not able:
+            raise ApiError(503, "no decode worker is ready", code="no_decode_worker", retry_seconds=_RETRY_SECONDS)
+        return min(able, key=lambda w: self.fleet.in_flight[w.worker])
+
+    def choose_decode_worker(self, model: str | None, without: Collection[str]) -> Worker:
+        """The decode worker for a leg. Raises ApiError (502, 503)."""
+        worker = self.fleet.choose(self.watch.replica.workers.values(), "decode", model, without)
+        if worker is not None:
+            return worker
+        if without:
+            raise ApiError(502, "every decode worker failed to answer", code="workers_failed", retry_seconds=_RETRY_SECONDS)
+        raise ApiError(503, "no decode worker is ready", code="no_decode_worker", retry_seconds=_RETRY_SECONDS)
+
+    def _heard(self, event: Event) -> None:
+        if isinstance(event, Report):
+            self.dispatcher.reports.deliver(event)
+        elif isinstance(event, Stored | WorkerUp | WorkerDown):
+            self.dispatcher.flights.wake()

