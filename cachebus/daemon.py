@@ -1,8 +1,8 @@
 """The cachebus daemon: carries out what the directory decides. One a node, one thread, one region.
 
-    start: lock the run directory, make or adopt the region, bind the sockets
-    run:   a message in, effects out; every half second look who died; every second a heartbeat
-    stop:  unbind; remove the region if nobody maps it any more
+start: lock the run directory, make or adopt the region, bind the sockets
+run:   a message in, effects out; every half second look who died; every second a heartbeat
+stop:  unbind; remove the region if nobody maps it any more
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Daemon:
             Report: lambda c, t, r: [Publish(r)],
             Acquire: lambda c, t, r: self._directory.acquire(c, t, r, _now_ms()),
             Release: lambda c, t, r: self._directory.release(r.leases),
-            Reserve: lambda c, t, r: self._directory.reserve(c, t, r),
+            Reserve: self._directory.reserve,
             Commit: lambda c, t, r: self._directory.commit(r.holder, r.entries, _now_ms()),
             Abandon: lambda c, t, r: self._directory.abandon(r.holder, r.slots, _now_ms()),
             Quarantine: self._quarantine,

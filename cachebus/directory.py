@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from cachebus.effects import Answer, Effect, Entry, Publish, WipeRecord, WriteRecord
 from cachebus.extents import Extents
@@ -273,7 +274,7 @@ class Directory:
         """Asserts what must always hold. For tests and for a daemon that idles."""
         entries = list(self._entries.values())
         extents = sorted((e.offset, e.length) for e in entries)
-        assert all(a + n <= b for (a, n), (b, _) in zip(extents, extents[1:], strict=False)), "extents overlap"
+        assert all(a + n <= b for (a, n), (b, _) in pairwise(extents)), "extents overlap"
         assert len(self._entries) + len(self._free_slots) == self.slots
         assert all(self._entries[e.slot] is e for e in self._index.values())
         leased = [e for lease in self._leases.values() for e in lease.entries]

@@ -86,7 +86,7 @@ class Requester:
         try:
             if timeout_ms <= 0:
                 return self._socket.recv(zmq.NOBLOCK)
-            return self._socket.recv() if self._socket.poll(timeout_ms) else None
+            return self._socket.recv() if self._socket.poll(max(1, round(timeout_ms))) else None
         except zmq.Again:
             return None
 

@@ -92,7 +92,9 @@ def _resolved(model: ModelSettings) -> ModelSettings:
     from deploy.model import NAME, ensure_demo_model
 
     name = model.served_name or NAME
-    return msgspec.structs.replace(model, name=str(ensure_demo_model()), served_name=name, enforce_eager=True)
+    # vLLM takes "auto" on float32 weights for half precision, whose ties would blur every comparison of tokens.
+    dtype = "float32" if model.dtype == "auto" else model.dtype
+    return msgspec.structs.replace(model, name=str(ensure_demo_model()), served_name=name, dtype=dtype, enforce_eager=True)
 
 
 def _worker_name(role: str) -> str:

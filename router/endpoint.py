@@ -142,9 +142,7 @@ class GenerationEndpoint:
                 gateway.dispatcher.reports.forget(transfer_id)
         raise ApiError(502, "the decode workers tried failed to answer", code="workers_failed", retry_seconds=RETRY_SECONDS)
 
-    async def _relay(
-        self, call: Call, worker: Worker, route: Route, answer: aiohttp.ClientResponse, expected: asyncio.Future[Report]
-    ) -> None:
+    async def _relay(self, call: Call, worker: Worker, route: Route, answer: aiohttp.ClientResponse, expected: asyncio.Future[Report]) -> None:
         streams = answer.content_type == "text/event-stream"
         first = await answer.content.readany() if streams else await answer.read()
         if route.flight is not None:

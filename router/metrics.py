@@ -18,7 +18,9 @@ class RouterMetrics:
         self._registry = CollectorRegistry()
         registry = self._registry
         self.requests = Counter("headstart_requests", "Answered requests", ["route", "code"], registry=registry)
-        self.ttft = Histogram("headstart_time_to_first_token_seconds", "From a request's arrival to its first bytes", ["route"], buckets=_SECONDS, registry=registry)
+        self.ttft = Histogram(
+            "headstart_time_to_first_token_seconds", "From a request's arrival to its first bytes", ["route"], buckets=_SECONDS, registry=registry
+        )
         self.prompt_tokens = Counter("headstart_prompt_tokens", "Prompt tokens of answered requests", registry=registry)
         self.cached_tokens = Counter("headstart_cached_tokens", "Prompt tokens that nobody computed for their request", ["source"], registry=registry)
         self.prefills = Counter("headstart_prefills", "Prefill legs", ["outcome"], registry=registry)

@@ -15,7 +15,7 @@ stamp=$({ cat pyproject.toml scripts/setup.sh; "$python" --version; echo "$engin
 [ "$(cat "$venv/.stamp" 2>/dev/null)" = "$stamp" ] && exit 0
 
 say() { echo "setup: $*" >&2; }
-pip() { "$venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
+pip() { "$venv/bin/python" -m pip --quiet --quiet --disable-pip-version-check "$@"; }
 version() { sed -n "s/.*\"$1==\([^\"]*\)\".*/\1/p" pyproject.toml; }
 
 say "making $venv with $("$python" --version)"

@@ -29,11 +29,6 @@ class WorkerSpec:
     security: SecuritySettings
     run_dir: Path
 
-    @property
-    def served_name(self) -> str:
-        """The model's name for clients."""
-        return self.model.served_name or self.model.name
-
 
 def installed_vllm() -> tuple[int, ...]:
     """The installed vLLM's version, as numbers. Raises HeadstartError where there is none."""
@@ -52,8 +47,7 @@ def takes_prompt_token_ids(version: tuple[int, ...]) -> bool:
 
 
 def engine_command(spec: WorkerSpec, port: int, version: tuple[int, ...]) -> list[str]:
-    """The argument vector of the engine on ``port``."""
-    model, pool = spec.model, spec.pool
+    """The argument vector of a worker's engine on ``port``."""
     connector = {
         "kv_connector": "HeadstartConnector",
         "kv_connector_module_path": "cachebus.engine.connector",
@@ -64,7 +58,7 @@ def engine_command(spec: WorkerSpec, port: int, version: tuple[int, ...]) -> lis
                 "run_dir": str(spec.run_dir),
                 "worker": spec.worker,
                 "role": spec.role,
-                "model": spec.served_name,
+                "model": served_name(spec.model),
                 "chunk_size": spec.cache.chunk_size,
                 "save_decode_cache": spec.cache.save_decode_cache,
                 "lookup_ms_max": spec.cache.lookup_ms_max,
@@ -73,9 +67,16 @@ def engine_command(spec: WorkerSpec, port: int, version: tuple[int, ...]) -> lis
             }
         },
     }
+    # The router renders prompts with the engine's own renderer: 0.25 always offers it, later versions when asked.
+    flags = ["--enable-scale-out"] if takes_prompt_token_ids(version) else []
+    return [*plain_command(spec.model, spec.pool, port), "--kv-transfer-config", json.dumps(connector), *flags]
+
+
+def plain_command(model: ModelSettings, pool: WorkerSettings, port: int) -> list[str]:
+    """The argument vector of vLLM's API server on ``port`` without Headstart: what every answer is compared with."""
     options: list[tuple[str, object]] = [
         ("--model", model.name),
-        ("--served-model-name", spec.served_name),
+        ("--served-model-name", served_name(model)),
         ("--host", pool.host),
         ("--port", port),
         ("--dtype", model.dtype),
@@ -87,23 +88,25 @@ def engine_command(spec: WorkerSpec, port: int, version: tuple[int, ...]) -> lis
         ("--max-num-batched-tokens", pool.max_num_batched_tokens),
         ("--gpu-memory-utilization", pool.gpu_memory_utilization),
         ("--prefix-caching-hash-algo", "sha256_cbor"),
-        ("--kv-transfer-config", json.dumps(connector)),
     ]
-    flags = ["--enable-prompt-tokens-details", "--enable-prefix-caching"]
+    given = [text for name, value in options if value not in ("", 0) for text in (name, str(value))]
+    flags = ["--enable-prefix-caching", "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
     if model.enforce_eager:
         flags.append("--enforce-eager")
-    if takes_prompt_token_ids(version):
-        flags.append("--enable-scale-out")
-    given = [text for name, value in options if value not in ("", 0) for text in (name, str(value))]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *given, *flags, *pool.engine_args]
 
 
-def engine_environment(spec: WorkerSpec, environ: Mapping[str, str]) -> dict[str, str]:
+def served_name(model: ModelSettings) -> str:
+    """The model's name for clients."""
+    return model.served_name or model.name
+
+
+def engine_environment(pool: WorkerSettings, environ: Mapping[str, str]) -> dict[str, str]:
     """The engine's environment: the caller's without Headstart's own keys, and what vLLM needs set alike in every worker."""
     ours = {
         # vLLM 0.25 seeds its block hashes from it.
         "PYTHONHASHSEED": "0",
-        "VLLM_CPU_KVCACHE_SPACE": str(spec.pool.kv_cache_gb),
+        "VLLM_CPU_KVCACHE_SPACE": str(pool.kv_cache_gb),
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONUNBUFFERED": "1",
     }

@@ -19,7 +19,9 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], stdout: IO[bytes] | int | None, stderr: IO[bytes] | int | None) -> subprocess.Popen[bytes]:
+def start(
+    command: Sequence[str], environment: Mapping[str, str], stdout: IO[bytes] | int | None, stderr: IO[bytes] | int | None
+) -> subprocess.Popen[bytes]:
     """Starts a command in a session of its own that ends with this process. Call it from the main thread."""
     return subprocess.Popen(
         command,
@@ -28,7 +30,7 @@ def start(command: Sequence[str], environment: Mapping[str, str], stdout: IO[byt
         stdout=stdout,
         stderr=stderr,
         start_new_session=True,
-        preexec_fn=die_with_parent,
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, no lock is touched
     )
 
 

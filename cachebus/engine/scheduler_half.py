@@ -244,9 +244,7 @@ class SchedulerHalf:
         if transfer is None:
             return
         pulled = max(0, computed - tracked.local_tokens) if tracked.pulling else 0
-        self._bus.submit(
-            Report(transfer.transfer_id, transfer.leg, self._policy.worker, tracked.view.prompt_tokens, computed - pulled, pulled)
-        )
+        self._bus.submit(Report(transfer.transfer_id, transfer.leg, self._policy.worker, tracked.view.prompt_tokens, computed - pulled, pulled))
 
     def _let_go(self, tracked: _Tracked) -> None:
         if tracked.lease:

@@ -22,6 +22,8 @@ _TEXTS = {
 class HeadstartStats(KVConnectorStats):
     """Counts since the last report, by name."""
 
+    data: dict[str, float]
+
     def reset(self) -> None:
         self.data = {}
 
@@ -30,7 +32,7 @@ class HeadstartStats(KVConnectorStats):
             self.data[name] = self.data.get(name, 0) + value
         return self
 
-    def reduce(self) -> dict[str, int | float]:
+    def reduce(self) -> dict[str, float]:
         return dict(self.data)
 
     def is_empty(self) -> bool:

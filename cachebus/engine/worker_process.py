@@ -1,9 +1,9 @@
 """A worker: one engine under supervision. Both roles run it.
 
-    start:  reach the bus, start the engine, wait until it is healthy, register
-    run:    watch the engine's processes; a restarted cachebus is told again
-    drain:  on SIGTERM or SIGINT: tell the bus, let running requests end, end the engine, leave
-    die:    when any process of the engine dies, kill the rest and leave
+start:  reach the bus, start the engine, wait until it is healthy, register
+run:    watch the engine's processes; a restarted cachebus is told again
+drain:  on SIGTERM or SIGINT: tell the bus, let running requests end, end the engine, leave
+die:    when any process of the engine dies, kill the rest and leave
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from cachebus.client import BusClient
 from cachebus.engine import process_tree
-from cachebus.engine.command import PROVEN_VERSIONS, WorkerSpec, engine_command, engine_environment, installed_vllm, takes_prompt_token_ids
+from cachebus.engine.command import (
+    PROVEN_VERSIONS,
+    WorkerSpec,
+    engine_command,
+    engine_environment,
+    installed_vllm,
+    served_name,
+    takes_prompt_token_ids,
+)
 from cachebus.errors import BusError, HeadstartError
 from cachebus.holder import Holder
 from cachebus.keeper import Keeper
@@ -84,7 +92,7 @@ class WorkerProcess:
             signal.signal(number, self._asked_to_end)
         url = f"http://{spec.pool.host}:{port}"
         command = engine_command(spec, port, version)
-        environment = engine_environment(spec, os.environ)
+        environment = engine_environment(spec.pool, os.environ)
         engine = process_tree.start(command, environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         output = EngineOutput(engine, spec.worker)
         output.start()
@@ -109,7 +117,7 @@ class WorkerProcess:
             role=spec.role,
             holder=holder.id,
             url=url,
-            model=spec.served_name,
+            model=served_name(spec.model),
             max_model_len=_max_model_len(url),
             takes_prompt_token_ids=takes_prompt_token_ids(version),
         )
@@ -119,7 +127,7 @@ class WorkerProcess:
         keeper.start()
         self._pids = process_tree.descendants(engine.pid)
         self._up.set(1)
-        self._log.info("%s ready: %s at %s", spec.worker, spec.served_name, url)
+        self._log.info("%s ready: %s at %s", spec.worker, served_name(spec.model), url)
         while not self._ending.wait(WATCH_SECONDS):
             gone = [pid for pid in [engine.pid, *self._pids] if not process_tree.is_running(pid)]
             if gone:
@@ -131,7 +139,7 @@ class WorkerProcess:
         return EXIT_DRAINED
 
     def _await_health(self, engine: subprocess.Popen[bytes], url: str) -> str:
-        """"" once the engine is healthy or the worker is asked to end, else why it is not."""
+        """ "" once the engine is healthy or the worker is asked to end, else why it is not."""
         started = time.monotonic()
         told = started
         while not self._ending.is_set():
@@ -144,7 +152,7 @@ class WorkerProcess:
                 return f"it was not ready after {self._spec.pool.start_seconds_max} s ({self._spec.role}.start_seconds_max)"
             if now - told >= PROGRESS_SECONDS:
                 told = now
-                self._log.info("%s is loading %s, %d s", self._spec.worker, self._spec.served_name, now - started)
+                self._log.info("%s is loading %s, %d s", self._spec.worker, served_name(self._spec.model), now - started)
             self._ending.wait(WATCH_SECONDS)
         return ""
 

@@ -1,0 +1,1 @@
+"""The demo: what a cluster saves, shown and checked."""
