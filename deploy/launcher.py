@@ -42,7 +42,7 @@ class Cluster:
     """The processes of ``settings``. With ``logs`` each role writes to a file there, else to this process's stderr."""
 
     def __init__(self, settings: Settings, logs: Path | None = None) -> None:
-        port = settings.router.port or _free_port(settings.router.host)
+        port = settings.router.port or free_port(settings.router.host)
         self.settings = msgspec.structs.replace(settings, router=msgspec.structs.replace(settings.router, port=port))
         self.url = f"http://{settings.router.host}:{port}"
         self.run_dir = settings.cache.resolved_run_dir(os.environ)
@@ -68,10 +68,10 @@ class Cluster:
             self.stop()
             raise
 
-    def launch(self, name: str) -> None:
-        """Starts one role (again)."""
+    def launch(self, name: str, *arguments: str) -> None:
+        """Starts one role (again), with more ``arguments``."""
         role = name.partition("-")[0]
-        command = [sys.executable, "-m", "deploy", role, "--config", str(self._file)]
+        command = [sys.executable, "-m", "deploy", role, "--config", str(self._file), *arguments]
         if name in self.workers:
             command += ["--name", name]
         with contextlib.ExitStack() as stack:
@@ -80,7 +80,8 @@ class Cluster:
 
     def stop(self) -> None:
         """Stops the router, then the workers, then the bus; kills what does not end."""
-        for names in ([ROUTER], self.workers, [BUS]):
+        routers = [name for name in self.processes if name.startswith(ROUTER)]
+        for names in (routers, self.workers, [BUS]):
             group = [self.processes[name] for name in names if name in self.processes]
             for process in group:
                 if process.poll() is None:
@@ -112,7 +113,7 @@ class Cluster:
             time.sleep(_POLL_SECONDS)
 
     def _all_serve(self) -> bool:
-        return set(self.workers) <= set(_registered(self.run_dir) or []) and _answers(f"{self.url}/ready")
+        return set(self.workers) <= set(_registered(self.run_dir) or []) and answers(f"{self.url}/ready")
 
     def _log_of(self, name: str) -> Path:
         assert self._logs is not None
@@ -191,7 +192,8 @@ def _registered(run_dir: Path) -> list[str] | None:
     return [worker.worker for worker in reply.workers] if isinstance(reply, SnapshotReply) else None
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether the URL answers 200."""
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             return bool(answer.status == 200)
@@ -199,7 +201,8 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
+    """A port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

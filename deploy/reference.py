@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
+import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cachebus.engine import process_tree
 from cachebus.engine.command import engine_environment, plain_command
 from cachebus.errors import HeadstartError
 from cachebus.settings import ModelSettings, WorkerSettings
+from deploy.launcher import answers, free_port
 
 _POLL_SECONDS = 0.2
 _TAIL_LINES = 12
 
 
-class PlainEngine:
-    """One vLLM API server; its output goes to ``log``. ``arguments`` and ``environment`` add to the usual ones."""
+@dataclass(frozen=True)
+class Variant:
+    """What differs from plain vLLM: more arguments, more environment, another interpreter."""
 
-    def __init__(
-        self, model: ModelSettings, pool: WorkerSettings, log: Path, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
-    ) -> None:
-        with socket.socket() as probe:
-            probe.bind((pool.host, 0))
-            port = probe.getsockname()[1]
-        self.url = f"http://{pool.host}:{port}"
-        self._command = [*plain_command(model, pool, port), *arguments]
-        self._environment = {**engine_environment(pool, os.environ), **(environment or {})}
+    arguments: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    python: str = sys.executable
+
+
+class PlainEngine:
+    """One vLLM API server; its output goes to ``log``."""
+
+    def __init__(self, model: ModelSettings, pool: WorkerSettings, log: Path, variant: Variant | None = None) -> None:
+        variant = variant or Variant()
+        self.url = f"http://{pool.host}:{free_port(pool.host)}"
+        port = int(self.url.rpartition(":")[2])
+        self._command = [*plain_command(model, pool, port, variant.python), *variant.arguments]
+        self._environment = {**engine_environment(pool, os.environ), **variant.environment}
         self._log = log
         self._seconds_max = pool.start_seconds_max
 
@@ -41,7 +47,7 @@ class PlainEngine:
         with self._log.open("ab") as out:
             self._process = process_tree.start(self._command, self._environment, stdout=out, stderr=subprocess.STDOUT)
         started = told = time.monotonic()
-        while not self._healthy():
+        while not answers(f"{self.url}/health"):
             now = time.monotonic()
             if self._process.poll() is not None or now - started > self._seconds_max:
                 self.stop()
@@ -55,10 +61,3 @@ class PlainEngine:
     def stop(self) -> None:
         """Ends it with all its processes."""
         process_tree.kill_tree(self._process)
-
-    def _healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False

@@ -35,12 +35,10 @@ def run(settings: Settings, *, json_output: bool) -> int:
     if not workers:
         print("(no worker is registered)")
     used, capacity = values["dram_bytes"], values["dram_capacity_bytes"]
-    print(
-        f"\ndram: {used / 1e9:.3f} of {capacity / 1e9:.3f} GB ({used / capacity:.0%}), {values['chunks']:.0f} chunks, {values['tail_blocks']:.0f} tail blocks"
-    )
-    print(
-        f"leases {values['leases']:.0f}, being written {values['writing']:.0f}, waiting lookups {values['waiters']:.0f}, holders {values['holders']:.0f}\n"
-    )
+    share = f"{used / 1e9:.3f} of {capacity / 1e9:.3f} GB ({used / capacity:.0%})"
+    print(f"\ndram: {share}, {values['chunks']:.0f} chunks, {values['tail_blocks']:.0f} tail blocks")
+    names = {"leases": "leases", "writing": "being written", "waiters": "waiting lookups", "holders": "holders"}
+    print(", ".join(f"{text} {values[name]:.0f}" for name, text in names.items()) + "\n")
     for name, value in sorted(values.items()):
         if name.endswith("_total"):
             print(f"{name.removesuffix('_total'):32} {value:12.0f}")

@@ -72,7 +72,7 @@ def engine_command(spec: WorkerSpec, port: int, version: tuple[int, ...]) -> lis
     return [*plain_command(spec.model, spec.pool, port), "--kv-transfer-config", json.dumps(connector), *flags]
 
 
-def plain_command(model: ModelSettings, pool: WorkerSettings, port: int) -> list[str]:
+def plain_command(model: ModelSettings, pool: WorkerSettings, port: int, python: str = sys.executable) -> list[str]:
     """The argument vector of vLLM's API server on ``port`` without Headstart: what every answer is compared with."""
     options: list[tuple[str, object]] = [
         ("--model", model.name),
@@ -93,7 +93,7 @@ def plain_command(model: ModelSettings, pool: WorkerSettings, port: int) -> list
     flags = ["--enable-prefix-caching", "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
     if model.enforce_eager:
         flags.append("--enforce-eager")
-    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *given, *flags, *pool.engine_args]
+    return [python, "-m", "vllm.entrypoints.openai.api_server", *given, *flags, *pool.engine_args]
 
 
 def served_name(model: ModelSettings) -> str:
