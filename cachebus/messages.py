@@ -389,7 +389,7 @@ def decode_events(frame: bytes | memoryview) -> EventBatch:
 def _checked(decoder: msgspec.msgpack.Decoder[_Framed], frame: bytes | memoryview) -> _Framed:
     try:
         message = decoder.decode(frame)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"a message that does not decode: {error}") from error
     if message.version != PROTOCOL_VERSION:
         raise ProtocolError(f"protocol version {message.version}; this side speaks {PROTOCOL_VERSION}: run one release of Headstart everywhere")

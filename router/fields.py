@@ -18,7 +18,7 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     """A client's request. Raises ApiError (400) where it is no JSON object or steers the transfer of KV."""
     try:
         body = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"the request's body is not JSON: {error}", code="invalid_json") from error
     if not isinstance(body, dict):
         raise ApiError(400, "the request's body must be a JSON object", code="invalid_json")

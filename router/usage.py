@@ -15,7 +15,7 @@ def patch_json(raw: bytes, cached_tokens: int) -> bytes:
     """A whole JSON answer with its usage corrected; what is not a JSON object comes back as it was."""
     try:
         answer = msgspec.json.decode(raw)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return raw
     if not isinstance(answer, dict):
         return raw
@@ -51,7 +51,7 @@ class EventPatcher:
             return event
         try:
             chunk = msgspec.json.decode(event[len(_DATA) :])
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return event
         _correct(chunk, self._cached_tokens)
         return _DATA + msgspec.json.encode(chunk)

@@ -1,0 +1,51 @@
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachebus.errors import ProtocolError
+from cachebus.messages import (
+    PROTOCOL_VERSION,
+    Acquire,
+    Granted,
+    Reattach,
+    Stored,
+    decode_events,
+    decode_reply,
+    decode_request,
+    encode_events,
+    encode_reply,
+    encode_request,
+)
+
+
+def test_messages_survive_the_wire() -> None:
+    request = Acquire("h", b"l", [b"k" * 32], 5)
+    assert decode_request(encode_request(7, request)).body == request
+    assert decode_request(encode_request(7, Reattach("h", {5: [0, 4096]}, [1]))).body == Reattach("h", {5: [0, 4096]}, [1])
+    assert decode_reply(encode_reply(7, Granted(0, []))).ticket == 7
+    batch = decode_events(encode_events(3, 4, [Stored([b"k"])]))
+    assert (batch.epoch, batch.seq, batch.events) == (3, 4, [Stored([b"k"])])
+
+
+def test_another_version_is_refused_by_number() -> None:
+    frame = msgspec.msgpack.encode([PROTOCOL_VERSION + 1, 1, ["Ping", ""]])
+    with pytest.raises(ProtocolError, match=str(PROTOCOL_VERSION + 1)):
+        decode_request(frame)
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_refused_and_nothing_else_happens(noise: bytes) -> None:
+    for decode in (decode_request, decode_reply, decode_events):
+        with pytest.raises(ProtocolError):
+            decode(noise)
+
+
+@given(st.integers(0, 40), st.integers(1, 255))
+def test_a_damaged_message_decodes_or_is_refused(place: int, flip: int) -> None:
+    frame = bytearray(encode_request(7, Acquire("holder", b"l" * 16, [b"k" * 32], 5)))
+    frame[place % len(frame)] ^= flip
+    try:
+        decode_request(bytes(frame))
+    except ProtocolError:
+        pass

@@ -1,0 +1,68 @@
+"""What tests of several packages share: a bus that really runs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cachebus.client import BusClient
+from cachebus.daemon import Daemon
+from cachebus.holder import Holder
+from cachebus.messages import Commit, NewEntry, RegisterEngine, RegisterWorker, Reserve, Reserved, WrittenEntry
+from cachebus.metrics import BusMetrics
+from cachebus.region import Region
+
+LAYOUT = b"l" * 16
+NAMESPACE = b"n" * 32
+REGION_BYTES = 8 << 20
+ANSWER_MS = 3000
+
+
+class Bus:
+    """A daemon in a thread, which can be ended and started again over its region."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.holder = Holder(run_dir)
+        self.start()
+
+    def start(self) -> None:
+        region = Region.make_or_adopt(self.run_dir / "region", REGION_BYTES, may_replace=True)
+        self.daemon = Daemon(self.run_dir, region, 256, b"k" * 32, BusMetrics())
+        self._thread = threading.Thread(target=self.daemon.run)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self.daemon.stop()
+        self._thread.join()
+        self.daemon.close()
+
+    def client(self, holder: Holder | None = None) -> BusClient:
+        return BusClient(self.run_dir, "test", holder)
+
+    def store(self, *keys: bytes) -> None:
+        client = self.client()
+        reserved = client.call(Reserve(self.holder.id, LAYOUT, [NewEntry(key, 4096) for key in keys]), ANSWER_MS)
+        assert isinstance(reserved, Reserved)
+        client.submit(Commit(self.holder.id, [WrittenEntry(s.slot, s.generation, b"d" * 32) for s in reserved.slots]))
+        wait_for(lambda: self.daemon.statistics()["writing"] == 0)
+        client.close()
+
+    def register(self, worker: str, role: str, url: str, model: str = "m", *, takes_ids: bool = True, **differing: str) -> None:
+        client = self.client(self.holder)
+        client.connect(ANSWER_MS)
+        parts = {"weights": "w", **differing}
+        engine = RegisterEngine(worker, role, self.holder.id, model, NAMESPACE, parts, LAYOUT, {"block size": "16"}, 16, 256, 4096)  # type: ignore[arg-type]
+        client.call(engine, ANSWER_MS)
+        client.call(RegisterWorker(worker, role, self.holder.id, url, model, 8192, takes_ids), ANSWER_MS)  # type: ignore[arg-type]
+        client.close()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Returns once the condition holds; fails where it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.01)
