@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cachebus.engine.scheduler_half import Policy, RequestView, Scheduled, SchedulerHalf
+from cachebus.engine.transfer import TransferParams
+from cachebus.keys import chunk_keys, root_key, tail_keys
+from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request
+
+CHUNK, BLOCK = 64, 16
+POLICY = Policy("decode-0", "holder", b"n" * 32, b"l" * 16, CHUNK, BLOCK, True, 200, 32)
+ROOT = root_key(POLICY.namespace)
+
+
+class Bus:
+    """Keeps what was sent; replies are put in by the test."""
+
+    def __init__(self) -> None:
+        self.sent: list[Request] = []
+        self.replies: list[tuple[int, Reply]] = []
+
+    def submit(self, body: Request) -> int:
+        self.sent.append(body)
+        return len(self.sent)
+
+    def poll(self) -> list[tuple[int, Reply]]:
+        replies, self.replies = self.replies, []
+        return replies
+
+    def of(self, kind: type) -> list[Request]:
+        return [body for body in self.sent if isinstance(body, kind)]
+
+    def grant(self, count: int, lease: int = 5) -> None:
+        """Answers the last Acquire with its first ``count`` keys."""
+        ticket, request = [(n, b) for n, b in enumerate(self.sent, 1) if isinstance(b, Acquire)][-1]
+        extents = [Extent(key, place * 4096, 4096, b"d" * 32) for place, key in enumerate(request.keys[:count])]
+        self.replies.append((ticket, Granted(lease if count else 0, extents)))
+
+
+class Engine:
+    """A request's life as vLLM's scheduler would drive it."""
+
+    def __init__(self, tokens: int, policy: Policy = POLICY, **view: object) -> None:
+        self.bus = Bus()
+        self.half = SchedulerHalf(policy, self.bus)
+        self.tokens = list(range(tokens))
+        fields: dict[str, object] = {"salt": "", "may_pull": True, "transfer": TransferParams("id", "decode"), **view}
+        self.half.add(RequestView("r", self.tokens, tokens, **fields))  # type: ignore[arg-type]
+
+    def step(self, blocks: range | list[int], computed: int, scheduled: int, *, restarted: bool = False) -> list[tuple[bytes, list[int], bool]]:
+        plan = self.half.step([Scheduled("r", list(blocks), restarted, computed, scheduled)], ())
+        return [(save.key, save.blocks, save.tail) for save in plan.saves]
+
+
+def test_the_prompts_chunks_and_tail_blocks_are_looked_up() -> None:
+    engine = Engine(CHUNK * 2 + BLOCK + 3)
+    (acquire,) = engine.bus.of(Acquire)
+    keys = chunk_keys(ROOT, engine.tokens, CHUNK)
+    assert isinstance(acquire, Acquire)
+    assert acquire.keys == keys + tail_keys(keys[-1], engine.tokens[2 * CHUNK :], BLOCK)
+
+
+def test_an_answer_that_has_not_come_is_asked_for_again_until_the_deadline() -> None:
+    engine = Engine(CHUNK * 2)
+    assert engine.half.matched("r", 0, 0) is None
+    assert engine.half.matched("r", 0, 249) is None
+    assert engine.half.matched("r", 0, 250) == 0
+    engine.bus.grant(2)
+    assert engine.half.matched("r", 0, 251) == 0
+    assert engine.bus.of(Release) == [Release([5])], "a grant that comes too late must not stay leased"
+
+
+def test_what_is_granted_is_loaded_into_the_blocks_after_the_local_ones() -> None:
+    engine = Engine(CHUNK * 2 + BLOCK)
+    engine.bus.grant(3)
+    assert engine.half.matched("r", BLOCK, 0) == 2 * CHUNK
+    assert engine.half.matched("r", BLOCK, 0) == 2 * CHUNK, "asking again must change nothing"
+    engine.half.allocated("r", list(range(100, 109)), 2 * CHUNK)
+    plan = engine.half.step([], ())
+    (load,) = plan.loads
+    assert (load.request_id, load.lease) == ("r", 5)
+    assert [piece.blocks for piece in load.pieces] == [[-1, 101, 102, 103], [104, 105, 106, 107], [108]]
+    engine.half.allocated("r", list(range(100, 109)), 0)
+    assert engine.half.step([], ()).loads == []
+    assert engine.bus.of(Release) == [], "the mover ends the lease of a load"
+
+
+def test_too_small_a_gain_is_not_pulled_and_its_lease_is_ended() -> None:
+    engine = Engine(CHUNK)
+    engine.bus.grant(1)
+    assert engine.half.matched("r", CHUNK - BLOCK, 0) == 0
+    engine.half.allocated("r", [1, 2, 3, 4], 0)
+    assert engine.bus.of(Release) == [Release([5])]
+
+
+def test_a_load_that_failed_is_not_tried_again() -> None:
+    engine = Engine(CHUNK * 2)
+    engine.bus.grant(2)
+    engine.half.matched("r", 0, 0)
+    engine.half.allocated("r", list(range(8)), 2 * CHUNK)
+    engine.half.step([], ())
+    assert engine.half.matched("r", 0, 0) == 0
+    assert len(engine.bus.of(Acquire)) == 1
+
+
+def test_a_preempted_request_is_looked_up_again_with_what_it_generated() -> None:
+    engine = Engine(CHUNK + BLOCK)
+    engine.bus.grant(0)
+    assert engine.half.matched("r", 0, 0) == 0
+    engine.step(range(8), 0, CHUNK + BLOCK)
+    engine.tokens += range(900, 900 + 3 * BLOCK)
+    engine.step([], CHUNK + BLOCK, 3 * BLOCK)
+    engine.half.step([], ["r"])
+    assert engine.half.matched("r", 0, 0) is None
+    last = engine.bus.of(Acquire)[-1]
+    assert isinstance(last, Acquire)
+    assert last.keys == chunk_keys(ROOT, engine.tokens, CHUNK)
+    engine.bus.grant(2)
+    assert engine.half.matched("r", 0, 0) == 2 * CHUNK
+
+
+def test_chunks_are_saved_in_the_step_that_completes_them() -> None:
+    engine = Engine(CHUNK * 2 + BLOCK + 1)
+    keys = chunk_keys(ROOT, engine.tokens, CHUNK)
+    assert engine.step(range(5), 0, CHUNK + 1) == [(keys[0], [0, 1, 2, 3], False)]
+    assert engine.step(range(5, 10), CHUNK + 1, CHUNK - 2) == []
+    tail = tail_keys(keys[1], engine.tokens[2 * CHUNK :], BLOCK)
+    assert engine.step([], 2 * CHUNK - 1, BLOCK + 2) == [(keys[1], [4, 5, 6, 7], False), (tail[0], [8], True)]
+    assert engine.step([], 2 * CHUNK + BLOCK + 1, 1) == []
+
+
+def test_what_the_store_has_is_not_saved_again() -> None:
+    engine = Engine(CHUNK * 2 + BLOCK)
+    engine.bus.grant(2)
+    engine.half.matched("r", 0, 0)
+    engine.half.allocated("r", list(range(9)), 2 * CHUNK)
+    saves = engine.step(range(9), 2 * CHUNK, BLOCK, restarted=True)
+    assert [(blocks, tail) for _, blocks, tail in saves] == [([8], True)]
+
+
+def test_generated_tokens_are_saved_when_their_ids_are_known_and_only_if_wanted() -> None:
+    for wanted in (True, False):
+        engine = Engine(CHUNK - 1, replace(POLICY, save_decode_cache=wanted))
+        engine.step(range(4), 0, CHUNK - 1)
+        # The engine computes the first generated token's KV; with asynchronous scheduling its id may not be known yet.
+        assert engine.step([], CHUNK - 1, 1) == []
+        engine.tokens += [7, 8]
+        saved = [blocks for _, blocks, _ in engine.step([4], CHUNK, 1)]
+        assert saved == ([[0, 1, 2, 3]] if wanted else [])
+
+
+def test_blocks_of_a_restarted_request_replace_the_old_ones() -> None:
+    engine = Engine(CHUNK)
+    engine.step([1, 2], 0, 2 * BLOCK)
+    saves = engine.step([5, 6, 7, 8], 0, CHUNK, restarted=True)
+    assert [blocks for _, blocks, _ in saves] == [[5, 6, 7, 8]]
+
+
+def test_a_report_says_where_the_prompt_came_from_once() -> None:
+    engine = Engine(CHUNK * 2 + 1)
+    engine.bus.grant(2)
+    engine.half.matched("r", BLOCK, 0)
+    engine.half.allocated("r", list(range(9)), 2 * CHUNK - BLOCK)
+    engine.step(range(9), 2 * CHUNK, 1, restarted=True)
+    engine.step([], 2 * CHUNK + 1, 1)
+    assert engine.bus.of(Report) == [Report("id", "decode", "decode-0", 2 * CHUNK + 1, BLOCK, 2 * CHUNK - BLOCK)]
+
+
+def test_a_load_cut_short_is_reported_as_far_as_it_came() -> None:
+    engine = Engine(CHUNK * 2 + 1)
+    engine.bus.grant(2)
+    engine.half.matched("r", 0, 0)
+    engine.half.allocated("r", list(range(9)), 2 * CHUNK)
+    engine.step(range(9), CHUNK, CHUNK + 1, restarted=True)
+    assert engine.bus.of(Report) == [Report("id", "decode", "decode-0", 2 * CHUNK + 1, 0, CHUNK)]
+
+
+def test_a_request_that_may_not_pull_is_not_looked_up_but_published() -> None:
+    engine = Engine(CHUNK, may_pull=False, transfer=None)
+    assert engine.half.matched("r", 0, 0) == 0
+    assert len(engine.step(range(4), 0, CHUNK)) == 1
+    assert engine.bus.sent == []
+
+
+def test_a_request_that_ends_lets_go_of_what_it_has_or_will_get() -> None:
+    granted = Engine(CHUNK * 2)
+    granted.bus.grant(2)
+    granted.half.matched("r", 0, 0)
+    granted.half.finished("r")
+    assert granted.bus.of(Release) == [Release([5])]
+
+    asked = Engine(CHUNK * 2)
+    asked.half.finished("r")
+    asked.bus.grant(2)
+    asked.half.step([], ())
+    assert asked.bus.of(Release) == [Release([5])]
+    assert asked.half.matched("r", 0, 0) == 0
+
+
+def test_salts_part_requests() -> None:
+    plain, salted = Engine(CHUNK), Engine(CHUNK, salt="tenant")
+    assert plain.bus.of(Acquire) != salted.bus.of(Acquire)
