@@ -1,17 +1,18 @@
 """Settings: one YAML file of sections, refused as a whole with every problem named, or taken.
 
 Each section is a frozen msgspec struct; a key's help is the string below it. This file holds the strict loader and the sections that every
-role shares. ``HEADSTART_SECTION_KEY`` in the environment overrides a key of the file.
+role shares. ``HEADSTART_SECTION_KEY`` in the environment overrides a key of the file, ``section.key=value`` overrides both.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import msgspec
 import yaml
@@ -21,6 +22,7 @@ from cachebus.errors import SettingsError
 ENVIRONMENT_PREFIX = "HEADSTART_"
 _IPC_PATH_BYTES_MAX = 107
 _LONGEST_SOCKET = "/events.sock"
+_TOO_LONG = f"too long for a socket's path ({_IPC_PATH_BYTES_MAX} bytes with the socket's name): choose a shorter one"
 
 Problem = tuple[str, str]
 """A key, and what is wrong with its value and what would be right."""
@@ -90,18 +92,21 @@ class CacheSettings(Section, frozen=True):
             found.append(("chunk_size", f"{self.chunk_size} is no multiple of 16; 256 suits most models, 512 contexts over 128K"))
         if not self.local_cpu:
             found.append(("local_cpu", "the shared region is how workers exchange KV: leave it true and lower max_local_cpu_size"))
-        if self.max_local_cpu_size <= 0:
+        # Written so that "not a number" is refused, too.
+        if not 0 < self.max_local_cpu_size < math.inf:
             found.append(("max_local_cpu_size", f"{self.max_local_cpu_size} gives no room; it is in gigabytes, for the whole node"))
-        if self.run_dir and len(os.fsencode(self.run_dir + _LONGEST_SOCKET)) > _IPC_PATH_BYTES_MAX:
-            found.append(("run_dir", f"too long for a socket's path ({_IPC_PATH_BYTES_MAX} bytes with the socket's name): choose a shorter one"))
+        if self.run_dir and not _fits_sockets(Path(self.run_dir).absolute()):
+            found.append(("run_dir", _TOO_LONG))
         return found
 
     def resolved_run_dir(self, environ: Mapping[str, str]) -> Path:
-        """The run directory."""
-        if self.run_dir:
-            return Path(self.run_dir).absolute()
+        """The run directory. Raises SettingsError where a socket in it would have a path too long for the kernel."""
         runtime = environ.get("XDG_RUNTIME_DIR")
-        return Path(runtime, "headstart") if runtime else Path(f"/tmp/headstart-{os.getuid()}")
+        default = f"{runtime}/headstart" if runtime else f"/tmp/headstart-{os.getuid()}"
+        folder = Path(self.run_dir or default).absolute()
+        if not _fits_sockets(folder):
+            raise SettingsError(f"cache.run_dir: {folder} is {_TOO_LONG}")
+        return folder
 
     def resolved_region_path(self, environ: Mapping[str, str]) -> Path:
         """The region's file."""
@@ -151,93 +156,155 @@ class WorkerSettings(Section, frozen=True):
         for key in ("kv_cache_gb", "start_seconds_max"):
             if getattr(self, key) < 1:
                 found.append((key, f"{getattr(self, key)} is too small; give at least 1"))
-        if self.port and self.count > 1:
-            found.append(("port", f"{self.count} workers can't share port {self.port}: leave it 0, or start each by itself with its own port"))
+        for key in ("port", "metrics_port"):
+            port = getattr(self, key)
+            if port and self.count > 1:
+                found.append((key, f"{self.count} workers can't share port {port}: leave it 0, or start each by itself with its own port"))
         return found
 
 
-def load_settings(cls: type[_File], text: str | None, source: str, environ: Mapping[str, str]) -> _File:
+class _Given(NamedTuple):
+    """A value somebody gave. ``key`` is empty where a file only names the section."""
+
+    section: str
+    key: str
+    value: Any
+    place: str
+    as_text: str | None = None
+    """What was written, where that is a bare text: a key that takes text takes it as it stands"""
+
+
+def load_settings(cls: type[_File], text: str | None, source: str, environ: Mapping[str, str], overrides: Sequence[str] = ()) -> _File:
     """Reads a file of sections. ``text`` is its YAML, None where there is none; ``source`` names it in messages.
 
-    Raises SettingsError with every problem, one a line: ``FILE:LINE: section.key: what is wrong; what would be right``.
+    ``overrides`` are texts ``section.key=value``. Raises SettingsError with every problem, one a line:
+    ``FILE:LINE: section.key: what is wrong; what would be right``.
     """
     problems: list[str] = []
     sections = get_type_hints(cls)
-    values: dict[str, dict[str, Any]] = {name: {} for name in sections}
-    places: dict[tuple[str, str], str] = {}
-    for section, key, value, place in [*_from_yaml(text, source, problems), *_from_environment(sections, environ)]:
-        if section not in sections:
-            if not key:
-                problems.append(f"{place}: {section}: no such section{_meant(section, list(sections))}")
-        elif not key:
-            continue
-        elif key not in sections[section].__struct_fields__:
-            problems.append(f"{place}: {section}.{key}: no such key{_meant(key, sections[section].__struct_fields__)}")
-        else:
-            values[section][key] = value
-            places[section, key] = place
-    built: dict[str, Section] = {}
-    for name, section_class in sections.items():
-        fields = get_type_hints(section_class)
-        good = {}
-        for key, value in values[name].items():
-            try:
-                good[key] = msgspec.convert(value, fields[key], strict=not isinstance(value, str) or fields[key] is str)
-            except msgspec.ValidationError as error:
-                problems.append(f"{places[name, key]}: {name}.{key}: {str(error).lower()}")
-        section_values = section_class(**good)
-        for key, message in section_values.problems():
-            problems.append(f"{places.get((name, key), source)}: {name}.{key}: {message}")
-        built[name] = section_values
+    given = [*_from_yaml(text, source, problems), *_from_environment(sections, environ), *_from_overrides(overrides)]
+    values: dict[str, dict[str, _Given]] = {name: {} for name in sections}
+    for item in given:
+        if item.section not in sections:
+            # A file's unknown section is named once, at its own line, not again for each of its keys.
+            if not item.key or item.as_text is not None:
+                problems.append(f"{item.place}: {item.section}: no such section{_meant(item.section, sections)}")
+        elif item.key and item.key not in sections[item.section].__struct_fields__:
+            known = sections[item.section].__struct_fields__
+            problems.append(f"{item.place}: {item.section}.{item.key}: no such key{_meant(item.key, known)}")
+        elif item.key:
+            values[item.section][item.key] = item
+    built = {name: _build(name, section_class, values[name], source, problems) for name, section_class in sections.items()}
     if problems:
         raise SettingsError("\n".join(problems))
     return cls(**built)
 
 
-def _from_yaml(text: str | None, source: str, problems: list[str]) -> list[tuple[str, str, Any, str]]:
+def _build(name: str, section_class: type[Section], values: Mapping[str, _Given], source: str, problems: list[str]) -> Section:
+    fields = get_type_hints(section_class)
+    good = {}
+    for key, item in values.items():
+        value = item.as_text if fields[key] is str and item.as_text is not None else item.value
+        try:
+            good[key] = msgspec.convert(value, fields[key])
+        except msgspec.ValidationError as error:
+            advice = "; put it in quotes" if fields[key] is str else ""
+            problems.append(f"{item.place}: {name}.{key}: {str(error).lower()}{advice}")
+    section = section_class(**good)
+    for key, message in section.problems():
+        problems.append(f"{values[key].place if key in values else source}: {name}.{key}: {message}")
+    return section
+
+
+def _from_yaml(text: str | None, source: str, problems: list[str]) -> list[_Given]:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader) if text else None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise SettingsError(f"{source}:{line}: not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{source}:{_line(error)}: not YAML: {_reason(error)}") from error
     if root is None:
         return []
     if not isinstance(root, yaml.MappingNode):
         raise SettingsError(f"{source}:1: the file must hold sections, such as `cache:`")
     found = []
-    loader = yaml.SafeLoader("")
-    for section_node, body in root.value:
+    for section_node, body in _once(root, source, "", problems):
+        section = str(section_node.value)
         place = f"{source}:{section_node.start_mark.line + 1}"
-        found.append((str(section_node.value), "", None, place))
+        found.append(_Given(section, "", None, place))
         if isinstance(body, yaml.MappingNode):
-            for key_node, value_node in body.value:
-                place = f"{source}:{key_node.start_mark.line + 1}"
-                found.append((str(section_node.value), str(key_node.value), loader.construct_object(value_node, deep=True), place))
-        elif body.value not in ("", None):
-            problems.append(f"{place}: {section_node.value}: a section holds keys, such as `chunk_size: 256`")
+            for key_node, value_node in _once(body, source, f"{section}.", problems):
+                key, place = str(key_node.value), f"{source}:{key_node.start_mark.line + 1}"
+                try:
+                    value = yaml.SafeLoader("").construct_object(value_node, deep=True)
+                except (yaml.YAMLError, ValueError) as error:
+                    # A tag that is not YAML's own, or a date that no calendar has.
+                    problems.append(f"{place}: {section}.{key}: no plain value: {_reason(error)}; give a number, a text, true, false or a list")
+                else:
+                    found.append(_Given(section, key, value, place))
+        elif body.value not in ("", "~", "null"):
+            problems.append(f"{place}: {section}: a section holds keys, such as `chunk_size: 256`")
     return found
 
 
-def _from_environment(sections: Mapping[str, Any], environ: Mapping[str, str]) -> list[tuple[str, str, Any, str]]:
+def _once(mapping: yaml.MappingNode, source: str, prefix: str, problems: list[str]) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    """The mapping's pairs; a name that comes again is a problem, where YAML would silently take the last."""
+    lines: dict[str, int] = {}
+    for key_node, value_node in mapping.value:
+        name, line = str(key_node.value), key_node.start_mark.line + 1
+        if name in lines:
+            problems.append(f"{source}:{line}: {prefix}{name}: given in line {lines[name]} already; keep one of them")
+            continue
+        lines[name] = line
+        yield key_node, value_node
+
+
+def _from_environment(sections: Mapping[str, Any], environ: Mapping[str, str]) -> list[_Given]:
     found = []
     for variable, value in sorted(environ.items()):
-        for section in sections:
-            prefix = f"{ENVIRONMENT_PREFIX}{section.upper()}_"
-            if variable.startswith(prefix):
-                found.append((section, variable.removeprefix(prefix).lower(), _plain(value), variable))
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        section, _, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
+        # Another program's HEADSTART_HOME is none of ours; a slip in a section's name is.
+        if section in sections or difflib.get_close_matches(section, sections, n=1):
+            found.append(_Given(section, key, _plain(value), variable, value))
+    return found
+
+
+def _from_overrides(overrides: Sequence[str]) -> list[_Given]:
+    found = []
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (equals and dot and section and key):
+            raise SettingsError(f"--set {text}: write section.key=value, such as cache.chunk_size=512")
+        found.append(_Given(section, key, _plain(value), f"--set {name}", value))
     return found
 
 
 def _plain(value: str) -> Any:
     try:
         return yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return value
 
 
-def _meant(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(known)}"
+def _line(error: yaml.YAMLError) -> int:
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    return mark.line + 1 if mark else 1
+
+
+def _reason(error: Exception) -> str:
+    reason = error.problem if isinstance(error, yaml.MarkedYAMLError) else None
+    return reason or str(error).splitlines()[0]
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(names)}"
+
+
+def _fits_sockets(run_dir: Path) -> bool:
+    return len(os.fsencode(f"{run_dir}{_LONGEST_SOCKET}")) <= _IPC_PATH_BYTES_MAX
 
 
 def negative(section: Section, *keys: str) -> list[Problem]:

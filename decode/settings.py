@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cachebus.settings import WorkerSettings
+from cachebus.settings import Problem, WorkerSettings
 
 
 class DecodeSettings(WorkerSettings, frozen=True):
@@ -10,3 +10,9 @@ class DecodeSettings(WorkerSettings, frozen=True):
 
     count: int = 2
     """How many of them `headstart up` starts"""
+
+    def problems(self) -> list[Problem]:
+        found = super().problems()
+        if self.count == 0:
+            found.append(("count", "0 workers answer nobody; give at least 1"))
+        return found

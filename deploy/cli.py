@@ -15,7 +15,7 @@ import msgspec
 
 from cachebus.errors import HeadstartError
 from cachebus.settings import ModelSettings
-from deploy.settings import Settings, as_yaml, read_settings
+from deploy.settings import Settings, as_help, read_settings
 
 EXIT_ERROR = 2
 _EPILOG = """exit codes: 0 done; 1 failed, or an unexpected error; 2 wrong usage or settings, or something that is needed is missing;
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, settings: Settings) -> int:
     """The composition root: each command imports only what it needs."""
     if options.command == "config":
-        print(as_yaml(settings), end="")
+        print(as_help(settings), end="")
         return 0
     if options.command == "cachebus":
         from cachebus import daemon

@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +25,7 @@ from cachebus.client import BusClient
 from cachebus.engine import process_tree
 from cachebus.errors import BusUnavailable, HeadstartError
 from cachebus.messages import Snapshot, SnapshotReply
+from cachebus.settings import ENVIRONMENT_PREFIX
 from deploy.settings import Settings, as_yaml
 
 log = logging.getLogger("headstart.up")
@@ -76,7 +77,7 @@ class Cluster:
             command += ["--name", name]
         with contextlib.ExitStack() as stack:
             out = stack.enter_context(self._log_of(name).open("ab")) if self._logs else None
-            self.processes[name] = process_tree.start(command, os.environ, stdout=out, stderr=out)
+            self.processes[name] = process_tree.start(command, _without_settings(os.environ), stdout=out, stderr=out)
 
     def stop(self) -> None:
         """Stops the router, then the workers, then the bus; kills what does not end."""
@@ -190,6 +191,11 @@ def _registered(run_dir: Path) -> list[str] | None:
     finally:
         client.close()
     return [worker.worker for worker in reply.workers] if isinstance(reply, SnapshotReply) else None
+
+
+def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without Headstart's keys: the cluster's file has them already, and what it adds must win."""
+    return {name: value for name, value in environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
 
 
 def answers(url: str) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +21,14 @@ from blake3 import blake3
 from safetensors.numpy import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from cachebus.errors import HeadstartError
+
 NAME = "headstart-demo"
 SEED = 20_26
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE = 512, 8, 8, 2, 64, 1408
 CONTEXT_TOKENS = 32_768
+ANSWER_TOKENS = 256
+"""Length of an answer whose client names none: nothing this model says ends it, so it would fill the whole context"""
 VOCABULARY = 4096
 UNKNOWN, TURN_START, TURN_END = "\u25a1", "\ue000", "\ue001"
 """Stand-ins of one character each; none is a special token, since special tokens vanish when text is made of ids."""
@@ -45,26 +48,41 @@ _QUERY_KEY_GAIN = 2.0
 
 
 def ensure_demo_model(environ: Mapping[str, str] = os.environ) -> Path:
-    """The model's folder in the user's cache, made in a few seconds where it is missing or of another recipe."""
+    """The model's folder in the user's cache, made in a few seconds where it is missing or of another recipe.
+
+    Raises HeadstartError where the cache can't be written.
+    """
     cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     recipe = blake3(Path(__file__).read_bytes()).hexdigest()[:12]
     folder = cache / "headstart" / "models" / f"{NAME}-{recipe}"
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=folder.parent))
+        try:
+            _make_at_once(folder)
+        except OSError as error:
+            advice = "free some space there, set XDG_CACHE_HOME to another folder, or name a model with --model"
+            raise HeadstartError(f"can't write the demo model to {folder}: {error.strerror}; {advice}") from error
+    return folder
+
+
+def _make_at_once(folder: Path) -> None:
+    """Makes the model beside ``folder`` and renames it, so that nobody ever sees half of it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        made = Path(scratch, folder.name)
+        made.mkdir()
         make_model(made)
         try:
             made.rename(folder)
         except OSError:
-            # Another process was faster; its copy is the same.
-            shutil.rmtree(made)
-    return folder
+            # Where another process was faster, its copy is the same.
+            if not folder.exists():
+                raise
 
 
 def make_model(folder: Path, *, layers: int = LAYERS, seed: int = SEED) -> None:
     """Writes configuration, tokenizer and weights into ``folder``."""
     _write(folder / "config.json", _config(layers))
-    _write(folder / "generation_config.json", {"do_sample": False})
+    _write(folder / "generation_config.json", {"do_sample": False, "max_new_tokens": ANSWER_TOKENS})
     _tokenizer().save(str(folder / "tokenizer.json"))
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -54,7 +54,7 @@ def table(rows: Sequence[Row], unit: str) -> str:
     found = {(row.system, row.case, row.tokens): row.median for row in rows}
     lines = [f"| {unit} | " + " | ".join(f"{length:,}" for length in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
     for system, case in cases:
-        cells = [f"{found[system, case, length]:.3f}" if (system, case, length) in found else "–" for length in lengths]
+        cells = [f"{found[system, case, length]:.3f}" if (system, case, length) in found else "-" for length in lengths]
         lines.append(f"| {system}, {case} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

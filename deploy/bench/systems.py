@@ -19,7 +19,7 @@ from cachebus.engine import process_tree
 from cachebus.engine.command import served_name
 from cachebus.errors import HeadstartError
 from deploy.client import Answer, ask
-from deploy.launcher import ROUTER, Cluster, answers, free_port, private_run_dir
+from deploy.launcher import Cluster, answers, free_port, private_run_dir
 from deploy.reference import PlainEngine, Variant
 from deploy.settings import Settings
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests_shared import ANSWER_MS, LAYOUT, Bus, wait_for
 
 from cachebus import zeromq
 from cachebus.daemon import run
@@ -17,7 +18,6 @@ from cachebus.keeper import Keeper
 from cachebus.messages import Acquire, Granted, Hello, NewEntry, Ping, Pong, Reattach, Report, Reserve, Stat, StatReply, Stored, WorkerDown, WorkerUp
 from cachebus.settings import CacheSettings, SecuritySettings
 from cachebus.watch import Watch
-from tests_shared import ANSWER_MS, LAYOUT, Bus, wait_for
 
 KEYS = [bytes([n]) * 32 for n in range(4)]
 

@@ -352,7 +352,8 @@ class Life(RuleBasedStateMachine):
         statistics = self.node.directory.statistics()
         assert statistics["leases"] == len(self.reading)
         assert statistics["writing"] == len(self.writing)
-        assert {record.key for record in self.node.table.values() if record.digest.strip(b"\0") and not record.tail} >= set(self.node.directory.keys())
+        recorded = {record.key for record in self.node.table.values() if record.digest.strip(b"\0") and not record.tail}
+        assert recorded >= set(self.node.directory.keys())
 
 
 TestLife = Life.TestCase

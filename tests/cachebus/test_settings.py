@@ -70,3 +70,52 @@ def test_places_follow_the_run_directory() -> None:
     one, other = CacheSettings(run_dir="/a"), CacheSettings(run_dir="/b")
     assert one.resolved_region_path({}) != other.resolved_region_path({})
     assert str(CacheSettings().resolved_run_dir({"XDG_RUNTIME_DIR": "/run/user/5"})) == "/run/user/5/headstart"
+
+
+def test_a_key_given_twice_is_refused() -> None:
+    assert refusal("cache:\n  chunk_size: 256\n  chunk_size: 512\nmodel:\ncache:\n") == [
+        "headstart.yaml:3: cache.chunk_size: given in line 2 already; keep one of them",
+        "headstart.yaml:5: cache: given in line 1 already; keep one of them",
+    ]
+
+
+@pytest.mark.parametrize("value", ["!!python/object/apply:os.getcwd []", "!mine x", "2020-99-99", "&a [*a]", "{[]: 1}"])
+def test_what_is_no_plain_value_is_refused_with_its_line(value: str) -> None:
+    (problem,) = refusal(f"cache:\n  run_dir: {value}\n")
+    assert problem.startswith("headstart.yaml:2: cache.run_dir: ")
+
+
+@pytest.mark.parametrize("text", ["a\x01: b", "cache:\n\tchunk_size: 5", "a: b: c", "%X", "'", "---\na: 1\n---\nb: 2"])
+def test_what_is_not_yaml_is_refused_with_a_line(text: str) -> None:
+    (problem,) = refusal(text)
+    assert problem.split(":")[1].isdigit()
+
+
+def test_variables_are_text_where_text_is_wanted() -> None:
+    settings = load("", HEADSTART_MODEL_REVISION="007", HEADSTART_MODEL_NAME="", HEADSTART_CACHE_LOCAL_CPU="true")
+    assert (settings.model.revision, settings.model.name, settings.cache.local_cpu) == ("007", "", True)
+    (problem,) = refusal("model:\n  revision: 007\n")
+    assert problem.endswith("expected `str`, got `int`; put it in quotes")
+
+
+def test_text_is_no_number() -> None:
+    assert refusal("decode:\n  count: '2'\n") == ["headstart.yaml:2: decode.count: expected `int`, got `str`"]
+    assert refusal("", HEADSTART_DECODE_COUNT="two") == ["HEADSTART_DECODE_COUNT: decode.count: expected `int`, got `str`"]
+
+
+def test_a_slip_in_a_section_of_a_variable_is_refused_and_strangers_are_not() -> None:
+    assert refusal("", HEADSTART_CAHCE_CHUNK_SIZE="1") == ["HEADSTART_CAHCE_CHUNK_SIZE: cahce: no such section; did you mean cache?"]
+    assert load("", HEADSTART_HOME="/opt").cache == CacheSettings()
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-1", "1.0e+999"])
+def test_a_size_is_a_finite_number(value: str) -> None:
+    assert "gives no room" in refusal(f"cache:\n  max_local_cpu_size: {value}\n")[0]
+
+
+def test_a_default_run_directory_too_long_for_sockets_is_refused_when_used() -> None:
+    with pytest.raises(SettingsError, match=r"cache\.run_dir: .* too long"):
+        CacheSettings().resolved_run_dir({"XDG_RUNTIME_DIR": "/" + "x" * 100})
+    longest = "/" + "x" * (107 - len("//events.sock"))
+    assert CacheSettings(run_dir=longest).problems() == []
+    assert CacheSettings(run_dir=longest + "x").problems() != []

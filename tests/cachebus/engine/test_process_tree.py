@@ -4,8 +4,9 @@ import os
 import subprocess
 import sys
 
-from cachebus.engine import process_tree
 from tests_shared import wait_for
+
+from cachebus.engine import process_tree
 
 FAMILY = """
 import subprocess, sys, time
