@@ -70,7 +70,7 @@ class Dispatcher:
             flight, count = under_way
             await self.flights.wait(flight, keys, known + count, limits.single_flight_seconds_max)
         wanted = keys[known:]
-        if self._fleet.choose(replica.workers.values(), "prefill", worker.model) is None:
+        if not self._fleet.able(replica.workers.values(), "prefill", worker.model):
             return Route(False, flight=self.flights.start(wanted, None))
         flight = self.flights.start(wanted, self._prefill(worker.model, token_ids, wanted, request_id))
         assert flight.task is not None

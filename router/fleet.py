@@ -16,9 +16,13 @@ class Fleet:
         self._chosen_at: dict[str, int] = {}
         self._choices = 0
 
+    def able(self, workers: Iterable[Worker], role: Role, model: str | None, without: Collection[str] = ()) -> list[Worker]:
+        """The workers of ``role`` that serve ``model`` (None: any) and take requests. ``without``: those that just failed."""
+        return [w for w in workers if w.role == role and not w.draining and model in (None, w.model) and w.worker not in without]
+
     def choose(self, workers: Iterable[Worker], role: Role, model: str | None, without: Collection[str] = ()) -> Worker | None:
-        """A worker of ``role`` that serves ``model`` (None: any); None where there is none. ``without``: those that just failed."""
-        able = [w for w in workers if w.role == role and not w.draining and model in (None, w.model) and w.worker not in without]
+        """The one of ``able`` to take; None where there is none."""
+        able = self.able(workers, role, model, without)
         if not able:
             return None
         best = min(able, key=lambda w: (self.in_flight[w.worker], self._chosen_at.get(w.worker, -1), w.worker))

@@ -48,7 +48,7 @@ class Gateway:
         workers = [w for w in self.watch.replica.workers.values() if w.role == "decode"]
         if workers and model is not None and all(w.model != model for w in workers):
             raise ApiError(404, f"The model `{model}` does not exist.", code="model_not_found", param="model")
-        able = [w for w in workers if model in (None, w.model) and not w.draining and w.worker not in without]
+        able = self.fleet.able(workers, "decode", model, without)
         if not able:
             raise ApiError(503, "no decode worker is ready", code="no_decode_worker", retry_seconds=_RETRY_SECONDS)
         return min(able, key=lambda w: self.fleet.in_flight[w.worker])

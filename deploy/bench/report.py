@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,9 @@ def figure(values: Sequence[float]) -> tuple[float, float]:
     return round(statistics.median(ordered), 4), round(ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 4)
 
 
-def document(rows: Sequence[Row], command: Sequence[str]) -> dict[str, Any]:
-    """The whole result with what it was measured on."""
-    return {"host": _host(), "commit": _commit(), "command": " ".join(command), "rows": [msgspec.to_builtins(row) for row in rows]}
+def document(rows: Sequence[Row], command: Sequence[str], host: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole result with what it was measured on; ``host`` adds to what is known of the machine anyway."""
+    return {"host": {**_host(), **host}, "commit": _commit(), "command": " ".join(command), "rows": [msgspec.to_builtins(row) for row in rows]}
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

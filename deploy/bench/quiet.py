@@ -1,0 +1,55 @@
+"""Whether the machine was quiet: the processor time that others took while something was measured."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachebus.engine import process_tree
+
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Seconds since some start: of the wall, of all processors at work (or withheld by the host), and of our own processes on them."""
+
+    wall_seconds: float
+    busy_seconds: float
+    own_seconds: float
+
+
+def read() -> Reading:
+    """The machine now; our own are this process and all below it."""
+    own = (os.getpid(), *process_tree.descendants(os.getpid()))
+    return Reading(time.monotonic(), busy_seconds(Path("/proc/stat").read_text()), sum(map(process_seconds, _stats_of(own))))
+
+
+def foreign_cores(before: Reading, after: Reading) -> float:
+    """How many processors others kept busy on average between two readings."""
+    busy = after.busy_seconds - before.busy_seconds
+    own = after.own_seconds - before.own_seconds
+    return max(0.0, busy - own) / max(after.wall_seconds - before.wall_seconds, 1e-3)
+
+
+def busy_seconds(stat: str) -> float:
+    """All processors' work out of the text of /proc/stat: everything but idling and waiting for disks."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.split("\n", 1)[0].split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / _TICKS_PER_SECOND
+
+
+def process_seconds(stat: str) -> float:
+    """A process's work out of the text of its /proc/PID/stat."""
+    # The name, in brackets, may hold anything; the fields after it are numbered from 3.
+    fields = stat.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+
+
+def _stats_of(pids: Iterable[int]) -> Iterable[str]:
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            yield Path(f"/proc/{pid}/stat").read_text()

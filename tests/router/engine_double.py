@@ -1,0 +1,125 @@
+"""A worker's HTTP side as the router sees it: renders, prefills and generates by rule, and does what a test tells it.
+
+It stands for an engine at the HTTP boundary only; tests/engine runs the router against real ones. A "token" is one
+character, and the answer to a prompt is its length in words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from tests_shared import ANSWER_MS, LAYOUT, NAMESPACE, Bus, wait_for
+
+from cachebus.keys import chunk_keys, root_key
+from cachebus.messages import Commit, NewEntry, Report, Reserve, Reserved, WrittenEntry
+
+CHUNK = 256
+
+
+class EngineDouble:
+    """One worker on a port of its own, registered on ``bus``."""
+
+    def __init__(self, bus: Bus, name: str, role: str, *, model: str = "m") -> None:
+        self.name, self.role, self._bus = name, role, bus
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.aborted = 0
+        self.status = 200
+        self.hold = threading.Event()
+        self.hold.set()
+        self.die_after_pieces = -1
+        self.reports = True
+        self.pieces: list[bytes] | None = None
+        self._client = bus.client()
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        routes = [Route(f"/v1/{kind}/render", self._render, methods=["POST"]) for kind in ("completions", "chat/completions")]
+        routes += [Route(f"/v1/{kind}", self._generate, methods=["POST"]) for kind in ("completions", "chat/completions")]
+        self._server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_config=None, timeout_graceful_shutdown=1))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
+        self._thread.start()
+        wait_for(lambda: self._server.started)
+        bus.register(name, role, self.url, model)
+
+    def stop(self) -> None:
+        self.hold.set()
+        self._server.should_exit = True
+        self._thread.join()
+        # Left to the garbage collector, a ZeroMQ context blocks the thread that happens to collect it.
+        self._client.close()
+
+    async def _render(self, request: Request) -> Response:
+        body = await request.json()
+        if self.status == 400:
+            return JSONResponse({"error": {"message": "too long", "type": "BadRequestError", "param": None, "code": 400}}, 400)
+        text = body["prompt"] if "prompt" in body else "".join(m["content"] for m in body["messages"])
+        rendered = {"token_ids": [ord(c) for c in text], "features": None}
+        return JSONResponse([rendered] if "prompt" in body else rendered)
+
+    async def _generate(self, request: Request) -> Response:
+        body = await request.json()
+        self.bodies.append(body)
+        self.headers.append(dict(request.headers))
+        try:
+            while not self.hold.is_set():
+                if await request.is_disconnected():
+                    raise asyncio.CancelledError
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            self.aborted += 1
+            return Response()
+        if self.status != 200:
+            return JSONResponse({"error": {"message": "no", "type": "server_error", "param": None, "code": self.status}}, self.status)
+        ids = _ids(body)
+        if self.role == "prefill":
+            await asyncio.to_thread(self._store, ids)
+        if self.reports:
+            part = body["kv_transfer_params"]["headstart"]
+            self._client.submit(Report(part["transfer_id"], part["leg"], self.name, len(ids), 0, 0 if self.role == "prefill" else len(ids) - 1))
+        usage = {"prompt_tokens": len(ids), "total_tokens": len(ids) + 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 77}}
+        if not body.get("stream"):
+            return JSONResponse({"choices": [{"text": f"{len(ids)} tokens"}], "usage": usage, "kv_transfer_params": {"secret": 1}})
+        return StreamingResponse(self._stream(usage), media_type="text/event-stream")
+
+    async def _stream(self, usage: dict[str, Any]) -> AsyncIterator[bytes]:
+        events = self.pieces or [
+            b'data: {"choices":[{"text":"a"}]}\n\n',
+            b'data: {"choices":[{"text":"b"}],"usage":null}\n\n',
+            b"data: " + json.dumps({"choices": [], "usage": usage}, separators=(",", ":")).encode() + b"\n\n",
+            b"data: [DONE]\n\n",
+        ]
+        with contextlib.suppress(asyncio.CancelledError):
+            for number, event in enumerate(events):
+                if number == self.die_after_pieces:
+                    raise RuntimeError("the double dies as it was told to")
+                yield event
+                await asyncio.sleep(0.01)
+
+    def _store(self, ids: list[int]) -> None:
+        keys = chunk_keys(root_key(NAMESPACE), ids, CHUNK)
+        reserve = Reserve(self._bus.holder.id, LAYOUT, [NewEntry(key, 4096) for key in keys])
+        client = self._bus.client()
+        reserved = client.call(reserve, ANSWER_MS)
+        assert isinstance(reserved, Reserved)
+        client.submit(Commit(self._bus.holder.id, [WrittenEntry(s.slot, s.generation, b"d" * 32) for s in reserved.slots]))
+        client.close()
+
+
+def _ids(body: dict[str, Any]) -> list[int]:
+    given = (body.get("kv_transfer_params") or {}).get("prompt_token_ids")
+    prompt = body.get("prompt")
+    if given:
+        return list(given)
+    return list(prompt) if isinstance(prompt, list) else [0] * len(prompt or "")

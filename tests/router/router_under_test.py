@@ -1,0 +1,62 @@
+"""A router that really runs, and the ways to ask it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from http.client import HTTPConnection, HTTPResponse
+from typing import Any
+
+import uvicorn
+from engine_double import EngineDouble
+from tests_shared import Bus, wait_for
+
+from router.app import make_app
+from router.settings import RouterSettings
+
+MakeEngine = Callable[..., EngineDouble]
+
+
+class RouterUnderTest:
+    """A router on a port of its own."""
+
+    def __init__(self, bus: Bus, **settings: Any) -> None:
+        self.settings = RouterSettings(port=0, **{"prefill_tokens_min": 512, "body_bytes_max": 100_000, "connect_seconds_max": 1, **settings})
+        self.app = make_app(self.settings, bus.run_dir)
+        self._server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None))
+        self._thread = threading.Thread(target=self._server.run)
+        self._thread.start()
+        wait_for(lambda: self._server.started)
+        self.port = self._server.servers[0].sockets[0].getsockname()[1]
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+    @property
+    def gateway(self) -> Any:
+        return self.app.state.gateway
+
+    def open(self, path: str, body: Any) -> tuple[HTTPConnection, HTTPResponse]:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
+        raw = body if isinstance(body, bytes) else json.dumps(body)
+        connection.request("POST", path, raw, {"content-type": "application/json"})
+        return connection, connection.getresponse()
+
+    def post(self, body: Any, path: str = "/v1/completions") -> tuple[int, dict[str, str], bytes]:
+        connection, response = self.open(path, body)
+        raw = response.read()
+        connection.close()
+        return response.status, {k.lower(): v for k, v in response.getheaders()}, raw
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection.request("GET", path)
+        response = connection.getresponse()
+        raw = response.read()
+        connection.close()
+        return response.status, raw
+
+    def knows(self, count: int) -> None:
+        wait_for(lambda: len(self.gateway.watch.replica.workers) == count)
