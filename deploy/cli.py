@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
         from deploy import status
 
         return status.run(settings, json_output=options.json)
-    settings = msgspec.structs.replace(settings, model=_resolved(settings.model))
+    settings = msgspec.structs.replace(settings, model=resolved(settings.model))
     if options.command == "prefill":
         import prefill.role
 
@@ -85,7 +85,7 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
     return prefix.run(settings, options)
 
 
-def _resolved(model: ModelSettings) -> ModelSettings:
+def resolved(model: ModelSettings) -> ModelSettings:
     """The model to serve: where none is named, the one that is made on the spot."""
     if model.name:
         return model

@@ -28,6 +28,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from cachebus.client import BusClient
 from cachebus.engine import support
 from cachebus.engine.blocks import open_blocks
+from cachebus.engine.idle import limit_idle_spin
 from cachebus.engine.namespace import layout_digest, layout_parts, namespace_parts
 from cachebus.engine.scheduler_half import Policy, RequestView, Scheduled, SchedulerHalf
 from cachebus.engine.statistics import HeadstartPromMetrics, HeadstartStats
@@ -94,6 +95,8 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
         # vLLM gives every process of one engine the same id, and a death of one of them is the death of all.
         self._holder = Holder(self._run_dir, blake3(vllm_config.kv_transfer_config.engine_id.encode()).hexdigest()[:HOLDER_NAME_LENGTH])
         _die_with_parent()
+        if vllm_config.device_config.device_type == "cpu":
+            limit_idle_spin()
         self._client = BusClient(self._run_dir, f"{self._settings.worker} {role.name.lower()}", self._holder)
         self._welcome = self._client.connect(CONNECT_MS_MAX)
         self._keeper: Keeper | None = None
