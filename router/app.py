@@ -61,7 +61,7 @@ def make_app(settings: RouterSettings, run_dir: Path) -> Starlette:
         Route("/ready", ready),
         Route("/metrics", metrics),
     ]
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _as_openai})
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _as_openai, Exception: _unexpected})
     app.state.gateway = gateway
     return app
 
@@ -70,3 +70,8 @@ async def _as_openai(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     return ApiError(error.status_code, error.detail, code=code).response(dict(error.headers or {}))
+
+
+async def _unexpected(_request: Request, _error: Exception) -> Response:
+    """A fault of the router's own: Starlette raises it again after this answer, so the log has it in full."""
+    return ApiError(500, "the router failed; its log says why", code="internal_error").response({})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cachebus.keys import chunk_keys, root_key
 from cachebus.messages import Report, Worker
 from cachebus.watch import Watch
-from router.fleet import Fleet
+from router.fleet import Fleet, candidates
 from router.flights import Flight, Flights
 from router.legs import LegBroken, LegFailed, Legs
 from router.metrics import RouterMetrics
@@ -57,7 +58,11 @@ class Dispatcher:
         computed by a prefill worker, or by its own decode worker where there is none.
         """
         replica, limits = self._watch.replica, self._settings
+        if len(token_ids) >= worker.max_model_len:
+            # No prefill helps a prompt that the engine will refuse in its own words.
+            return Route(False)
         keys = chunk_keys(root_key(worker.namespace), token_ids, worker.chunk_size)
+        deadline = time.monotonic() + limits.single_flight_seconds_max
         for _ in range(ROUNDS_MAX):
             known = replica.known_prefix(keys)
             missing = len(token_ids) - known * worker.chunk_size
@@ -65,12 +70,20 @@ class Dispatcher:
                 return Route(False)
             under_way = self.flights.covering(keys, known)
             # Waiting for a small part of what is missing would only delay the rest.
-            if under_way is None or 2 * under_way[1] * worker.chunk_size < missing:
+            if under_way is None or 2 * under_way[1] * worker.chunk_size < missing or time.monotonic() >= deadline:
                 break
             flight, count = under_way
-            await self.flights.wait(flight, keys, known + count, limits.single_flight_seconds_max)
+            await self.flights.wait(flight, keys, known + count, deadline - time.monotonic())
+            if flight.ended and not flight.computed:
+                # Its leader, if it is still there, was woken together with us: it goes on with its own decode worker, and we follow.
+                await asyncio.sleep(0)
+            elif flight.computed:
+                await self.flights.settled(keys[: known + count], _SETTLE_SECONDS_MAX)
+                if replica.known_prefix(keys) <= known:
+                    # Nothing of it was kept: to wait for the next in line would only make a queue of all.
+                    return Route(False)
         wanted = keys[known:]
-        if not self._fleet.able(replica.workers.values(), "prefill", worker.model):
+        if not candidates(replica.workers.values(), "prefill", worker.model):
             return Route(False, flight=self.flights.start(wanted, None))
         flight = self.flights.start(wanted, self._prefill(worker.model, token_ids, wanted, request_id))
         assert flight.task is not None

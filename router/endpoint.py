@@ -27,6 +27,7 @@ log = logging.getLogger("headstart.router")
 
 DECODE_ATTEMPTS = 3
 RETRY_SECONDS = 1
+BODY_SECONDS_MAX = 60.0
 
 
 @dataclass
@@ -59,7 +60,10 @@ class GenerationEndpoint:
         call = Call(self._path, send)
         metrics = self._gateway.metrics
         metrics.in_flight.inc()
+        self._gateway.requests += 1
         try:
+            if self._gateway.requests > self._gateway.settings.requests_max:
+                raise ApiError(503, "the router is full: router.requests_max", code="router_full", retry_seconds=RETRY_SECONDS)
             await self._serve(call, scope, receive)
         except ApiError as error:
             await self._answer(call, scope, receive, error.response(call.headers))
@@ -69,6 +73,7 @@ class GenerationEndpoint:
             call.status = 499
             raise
         finally:
+            self._gateway.requests -= 1
             metrics.in_flight.dec()
             metrics.requests.labels(call.route, str(call.status)).inc()
 
@@ -90,39 +95,40 @@ class GenerationEndpoint:
 
     async def _work(self, call: Call, raw: bytes) -> None:
         body = parse_body(raw)
-        worker = self._gateway.any_decode_worker(body.get("model"))
-        splittable = is_splittable(body)
-        given = plain_prompt(body)
+        worker = self._gateway.any_decode_worker(body.get("model") or None)
+        splittable = is_splittable(self._path, body)
+        given = plain_prompt(self._path, body)
         token_ids: Sequence[int] | None = given
         if splittable and given is None:
-            token_ids = await self._render(worker, body)
+            worker, token_ids = await self._render(worker, body)
         dispatcher = self._gateway.dispatcher
         route = Route(False)
         if splittable and token_ids is not None:
             route = await dispatcher.prepare(worker, token_ids, call.request_id)
         call.route = route.name
         try:
-            await self._decode(call, body, route, token_ids if splittable and given is None else None)
+            await self._decode(call, body, worker.model, route, token_ids if splittable and given is None else None)
         finally:
             if route.flight is not None:
-                dispatcher.flights.end(route.flight)
+                dispatcher.flights.end(route.flight, computed=False)
 
-    async def _render(self, worker: Worker, body: dict[str, Any]) -> list[int] | None:
+    async def _render(self, worker: Worker, body: dict[str, Any]) -> tuple[Worker, list[int] | None]:
+        """The prompt's ids, and the worker that rendered them."""
         gateway = self._gateway
         tried: set[str] = set()
         while True:
             try:
-                return await gateway.legs.render(worker, self._path, body)
+                return worker, await gateway.legs.render(worker, self._path, body)
             except (LegFailed, *LegBroken) as error:
                 log.warning("rendering on %s failed: %s", worker.worker, error or type(error).__name__)
                 tried.add(worker.worker)
-                worker = gateway.any_decode_worker(body.get("model"), tried)
+                worker = gateway.any_decode_worker(worker.model, tried)
 
-    async def _decode(self, call: Call, body: dict[str, Any], route: Route, token_ids: Sequence[int] | None) -> None:
+    async def _decode(self, call: Call, body: dict[str, Any], model: str, route: Route, token_ids: Sequence[int] | None) -> None:
         gateway = self._gateway
         tried: set[str] = set()
         for _ in range(DECODE_ATTEMPTS):
-            worker = gateway.choose_decode_worker(body.get("model"), tried)
+            worker = gateway.choose_decode_worker(model, tried)
             tried.add(worker.worker)
             transfer_id = secrets.token_hex(8)
             report = gateway.dispatcher.reports.expect(transfer_id)
@@ -146,7 +152,7 @@ class GenerationEndpoint:
         streams = answer.content_type == "text/event-stream"
         first = await answer.content.readany() if streams else await answer.read()
         if route.flight is not None:
-            self._gateway.dispatcher.flights.end(route.flight)
+            self._gateway.dispatcher.flights.end(route.flight, computed=True)
         report = await arrived(expected, self._gateway.settings.report_ms_max)
         counted = route.prefill if route.through_prefill else report
         cached = self._count(counted, report)
@@ -215,6 +221,14 @@ async def _read_body(receive: Receive, headers: dict[bytes, bytes], bytes_max: i
     )
     if int(headers.get(b"content-length", b"0")) > bytes_max:
         raise too_large
+    try:
+        async with asyncio.timeout(BODY_SECONDS_MAX):
+            return await _read_up_to(receive, bytes_max, too_large)
+    except TimeoutError as error:
+        raise ApiError(408, f"the request's body did not come within {BODY_SECONDS_MAX:g} s", code="body_too_slow") from error
+
+
+async def _read_up_to(receive: Receive, bytes_max: int, too_large: ApiError) -> bytes:
     body = bytearray()
     while True:
         message = await receive()

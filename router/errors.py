@@ -5,8 +5,6 @@ from __future__ import annotations
 import msgspec
 from starlette.responses import Response
 
-_TYPES = {400: "invalid_request_error", 404: "not_found_error", 413: "invalid_request_error"}
-
 
 class ApiError(Exception):
     """An answer that is an error: an HTTP status, a message for the client, and the field at fault where there is one."""
@@ -20,7 +18,7 @@ class ApiError(Exception):
 
     def body(self) -> bytes:
         """The error object, JSON."""
-        kind = _TYPES.get(self.status, "server_error")
+        kind = "not_found_error" if self.status == 404 else "invalid_request_error" if self.status < 500 else "server_error"
         return msgspec.json.encode({"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}})
 
     def response(self, headers: dict[str, str]) -> Response:

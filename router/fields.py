@@ -12,6 +12,7 @@ from router.errors import ApiError
 _ROUTERS_OWN = ("kv_transfer_params", "ec_transfer_params", "cache_salt")
 _ROUTERS_OWN_XARGS = (*_ROUTERS_OWN, "kv_cache_report_mode")
 _TRANSFER = "headstart"
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
 
 def parse_body(raw: bytes) -> dict[str, Any]:
@@ -36,22 +37,26 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def plain_prompt(body: dict[str, Any]) -> list[int] | None:
-    """The token ids of a completion whose one prompt is given as ids."""
-    prompt = body.get("prompt")
-    if isinstance(prompt, list) and prompt and all(type(token) is int and token >= 0 for token in prompt):
-        return prompt
-    return None
+def plain_prompt(path: str, body: dict[str, Any]) -> list[int] | None:
+    """The token ids of a completion whose one prompt is given as ids and used as it is.
+
+    A chat's prompt is made of its messages: a field named ``prompt`` in it means nothing to the engine, so nothing here.
+    """
+    if path != COMPLETIONS or body.get("truncate_prompt_tokens") is not None:
+        return None
+    return _one_list_of_ids(body)
 
 
-def is_splittable(body: dict[str, Any]) -> bool:
+def is_splittable(path: str, body: dict[str, Any]) -> bool:
     """Whether the request is one prompt of text whose KV another worker may compute.
 
-    Echoed prompts and prompt logprobs need the prompt's own forward pass, so no cached KV can serve them.
+    Echoed prompts and prompt logprobs need the prompt's own forward pass, so no cached KV can serve them. The engine renders no
+    prompts for beam search, which it would answer all the same.
     """
-    prompt = body.get("prompt")
-    several = isinstance(prompt, list) and plain_prompt(body) is None and len(prompt) != 1
-    return not (several or body.get("echo") or body.get("prompt_logprobs") is not None or body.get("prompt_embeds"))
+    prompt = body.get("prompt") if path == COMPLETIONS else None
+    several = isinstance(prompt, list) and _one_list_of_ids(body) is None and len(prompt) != 1
+    alone = (body.get(name) for name in ("echo", "prompt_embeds", "use_beam_search"))
+    return not (several or any(alone) or body.get("prompt_logprobs") is not None)
 
 
 def prefill_body(model: str, token_ids: Sequence[int], transfer_id: str) -> bytes:
@@ -75,6 +80,13 @@ def decode_body(body: dict[str, Any], transfer_id: str, token_ids: Sequence[int]
     if token_ids is not None:
         parameters["prompt_token_ids"] = token_ids
     return msgspec.json.encode({**body, "kv_transfer_params": parameters})
+
+
+def _one_list_of_ids(body: dict[str, Any]) -> list[int] | None:
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and prompt and all(type(token) is int and token >= 0 for token in prompt):
+        return prompt
+    return None
 
 
 def _refusal(name: str) -> ApiError:

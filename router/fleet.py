@@ -8,6 +8,11 @@ from collections.abc import Collection, Iterable
 from cachebus.messages import Role, Worker
 
 
+def candidates(workers: Iterable[Worker], role: Role, model: str | None, without: Collection[str] = ()) -> list[Worker]:
+    """Those that may take a leg: of ``role``, serving ``model`` (None: any), not draining, none of ``without``."""
+    return [w for w in workers if w.role == role and not w.draining and model in (None, w.model) and w.worker not in without]
+
+
 class Fleet:
     """Requests in flight by worker. Ties go to the worker that was chosen longest ago."""
 
@@ -16,13 +21,9 @@ class Fleet:
         self._chosen_at: dict[str, int] = {}
         self._choices = 0
 
-    def able(self, workers: Iterable[Worker], role: Role, model: str | None, without: Collection[str] = ()) -> list[Worker]:
-        """The workers of ``role`` that serve ``model`` (None: any) and take requests. ``without``: those that just failed."""
-        return [w for w in workers if w.role == role and not w.draining and model in (None, w.model) and w.worker not in without]
-
     def choose(self, workers: Iterable[Worker], role: Role, model: str | None, without: Collection[str] = ()) -> Worker | None:
-        """The one of ``able`` to take; None where there is none."""
-        able = self.able(workers, role, model, without)
+        """A worker of ``role`` that serves ``model`` (None: any); None where there is none. ``without``: those that just failed."""
+        able = candidates(workers, role, model, without)
         if not able:
             return None
         best = min(able, key=lambda w: (self.in_flight[w.worker], self._chosen_at.get(w.worker, -1), w.worker))

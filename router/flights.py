@@ -19,12 +19,16 @@ class Known(Protocol):
 
 
 class Flight:
-    """One computation. ``task`` is None where the computation is a request's own decode leg, which ends it itself."""
+    """One computation. ``task`` is None where the computation is a request's own decode leg, which ends it itself.
+
+    ``computed``: it ended well, so whatever of its chunks is not stored by now never will be.
+    """
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         self.keys = frozenset(keys)
         self.task: asyncio.Task[Any] | None = None
         self.ended = False
+        self.computed = False
         self._interested = 0
 
     def join(self) -> None:
@@ -54,12 +58,15 @@ class Flights:
             self._by_key.setdefault(key, flight)
         if computation is not None:
             flight.task = asyncio.create_task(computation)
-            flight.task.add_done_callback(lambda _: self.end(flight))
+            # Asking for the exception also marks it as seen: a leader that has left never will.
+            flight.task.add_done_callback(lambda task: self.end(flight, computed=not task.cancelled() and task.exception() is None))
         return flight
 
-    def end(self, flight: Flight) -> None:
-        """The computation is over, well or not: everybody looks again."""
-        flight.ended = True
+    def end(self, flight: Flight, *, computed: bool) -> None:
+        """The computation is over, well or not: everybody looks again. Only the first word on a flight counts."""
+        if flight.ended:
+            return
+        flight.ended, flight.computed = True, computed
         for key in flight.keys:
             if self._by_key.get(key) is flight:
                 del self._by_key[key]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from cachebus.errors import BusUnavailable
 from cachebus.messages import Event, Report, Stored, Worker, WorkerDown, WorkerUp
 from cachebus.watch import Watch
 from router.dispatch import Dispatcher
 from router.errors import ApiError
-from router.fleet import Fleet
+from router.fleet import Fleet, candidates
 from router.legs import Legs
 from router.metrics import RouterMetrics
 from router.settings import RouterSettings
@@ -25,13 +26,19 @@ class Gateway:
         self.settings = settings
         self.metrics = RouterMetrics()
         self.fleet = Fleet()
+        self.requests = 0
+        """Requests under way, refused ones included."""
         self.watch = Watch(run_dir, self._heard)
 
     async def start(self) -> None:
         """Connects to the bus. Raises BusUnavailable."""
         self.legs = Legs(self.settings.connect_seconds_max)
         self.dispatcher = Dispatcher(self.settings, self.watch, self.fleet, self.legs, self.metrics)
-        await self.watch.start(BUS_SECONDS_MAX)
+        try:
+            await self.watch.start(BUS_SECONDS_MAX)
+        except BusUnavailable:
+            await self.legs.close()
+            raise
 
     async def close(self) -> None:
         """Lets go of the bus and the workers."""
@@ -48,12 +55,12 @@ class Gateway:
         workers = [w for w in self.watch.replica.workers.values() if w.role == "decode"]
         if workers and model is not None and all(w.model != model for w in workers):
             raise ApiError(404, f"The model `{model}` does not exist.", code="model_not_found", param="model")
-        able = self.fleet.able(workers, "decode", model, without)
+        able = candidates(workers, "decode", model, without)
         if not able:
             raise ApiError(503, "no decode worker is ready", code="no_decode_worker", retry_seconds=_RETRY_SECONDS)
         return min(able, key=lambda w: self.fleet.in_flight[w.worker])
 
-    def choose_decode_worker(self, model: str | None, without: Collection[str]) -> Worker:
+    def choose_decode_worker(self, model: str, without: Collection[str]) -> Worker:
         """The decode worker for a leg. Raises ApiError (502, 503)."""
         worker = self.fleet.choose(self.watch.replica.workers.values(), "decode", model, without)
         if worker is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,13 +11,25 @@ import aiohttp
 import msgspec
 
 from cachebus.messages import Worker
-from router.fields import prefill_body
+from router.fields import COMPLETIONS, prefill_body
 
 _JSON = {"content-type": "application/json"}
 _ANSWER_BYTES_MAX = 64 << 20
+RENDER_SECONDS_MAX = 60.0
+PREFILL_SECONDS_MAX = 600.0
+"""A leg that takes longer is given up. What it published stays, so whoever comes next goes on from there."""
+_IDLE_SECONDS_MAX = 2.0
+"""How long an unused connection is kept: vLLM closes it after 5 s, and a request sent at that moment would look like a dead worker."""
 
 LegBroken = (aiohttp.ClientError, ConnectionError, TimeoutError)
 """What a call raises when its worker is gone or does not talk HTTP any longer."""
+
+
+class _Rendered(msgspec.Struct):
+    """What is read of an engine's rendering: ``features`` are what token ids alone can't say."""
+
+    token_ids: list[int]
+    features: Any = None
 
 
 class EngineAnswer(Exception):
@@ -37,7 +50,8 @@ class Legs:
 
     def __init__(self, connect_seconds_max: float) -> None:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds_max)
-        self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0), headers=_JSON, read_bufsize=1 << 20)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS_MAX)
+        self._session = aiohttp.ClientSession(timeout=timeout, connector=connector, headers=_JSON, read_bufsize=1 << 20)
 
     async def close(self) -> None:
         """Closes every connection."""
@@ -49,24 +63,25 @@ class Legs:
         Raises EngineAnswer where the engine refuses the request, and LegFailed or LegBroken where the worker fails.
         """
         request = msgspec.json.encode({**body, "stream": False, "stream_options": None})
-        async with self._session.post(f"{worker.url}{path}/render", data=request) as answer:
+        async with asyncio.timeout(RENDER_SECONDS_MAX), self._session.post(f"{worker.url}{path}/render", data=request) as answer:
             raw = await answer.read()
             if 400 <= answer.status < 500:
                 raise EngineAnswer(answer.status, raw)
             if answer.status != 200:
                 raise LegFailed(f"{worker.worker} answered {answer.status} to render")
-        rendered = msgspec.json.decode(raw)
+        try:
+            rendered = msgspec.json.decode(raw, type=_Rendered | list[_Rendered])
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise LegFailed(f"{worker.worker} rendered what is no prompt: {error}") from error
         prompts = rendered if isinstance(rendered, list) else [rendered]
-        if len(prompts) != 1 or prompts[0].get("features"):
-            return None
-        ids: list[int] = prompts[0]["token_ids"]
-        return ids
+        return None if len(prompts) != 1 or prompts[0].features else prompts[0].token_ids
 
     async def prefill(self, worker: Worker, token_ids: Sequence[int], transfer_id: str, request_id: str) -> None:
         """Has a prompt computed and published. Raises LegFailed or LegBroken."""
         data = prefill_body(worker.model, token_ids, transfer_id)
         headers = {"x-request-id": f"{request_id}-prefill"}
-        async with self._session.post(f"{worker.url}/v1/completions", data=data, headers=headers) as answer:
+        address = f"{worker.url}{COMPLETIONS}"
+        async with asyncio.timeout(PREFILL_SECONDS_MAX), self._session.post(address, data=data, headers=headers) as answer:
             await answer.read()
             if answer.status != 200:
                 raise LegFailed(f"{worker.worker} answered {answer.status} to a prefill")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -34,11 +38,33 @@ def serve(settings: RouterSettings, run_dir: Path) -> int:
         )
         host, port = listener.getsockname()[:2]
         log.info("router ready at http://%s:%d/v1", host, port)
-        uvicorn.Server(config).run(sockets=[listener])
+        server = uvicorn.Server(config)
+        with _stopping(server):
+            server.run(sockets=[listener])
+        if not server.started:
+            raise HeadstartError("the router did not start: its log says why")
     finally:
         listener.close()
     log.info("router stopped")
     return 0
+
+
+@contextmanager
+def _stopping(server: uvicorn.Server) -> Iterator[None]:
+    """Makes a stop by signal end in an exit code.
+
+    Uvicorn raises the signals that it heard again once it has stopped, and by default they would then kill this process.
+    """
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def _reach_bus(run_dir: Path) -> None:

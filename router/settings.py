@@ -16,6 +16,8 @@ class RouterSettings(Section, frozen=True):
     """A prompt that lacks at least this many tokens goes through a prefill worker; a shorter one is decode's own work"""
     body_bytes_max: int = 16 << 20
     """Largest request body; more is refused with 413"""
+    requests_max: int = 1024
+    """Requests under way at once; more are refused with 503"""
     report_ms_max: int = 100
     """Longest that a response's headers wait, after the first token, for the report of where its prompt came from"""
     single_flight_seconds_max: int = 600
@@ -27,7 +29,7 @@ class RouterSettings(Section, frozen=True):
 
     def problems(self) -> list[Problem]:
         found = negative(self, "report_ms_max", "single_flight_seconds_max", "drain_seconds_max") + ports(self, "port")
-        for key in ("prefill_tokens_min", "body_bytes_max", "connect_seconds_max"):
+        for key in ("prefill_tokens_min", "body_bytes_max", "requests_max", "connect_seconds_max"):
             if getattr(self, key) < 1:
                 found.append((key, f"{getattr(self, key)} is too small; give at least 1"))
         return found

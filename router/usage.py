@@ -53,6 +53,8 @@ class EventPatcher:
             chunk = msgspec.json.decode(event[len(_DATA) :])
         except (msgspec.DecodeError, UnicodeDecodeError):
             return event
+        if not isinstance(chunk, dict):
+            return event
         _correct(chunk, self._cached_tokens)
         return _DATA + msgspec.json.encode(chunk)
 

@@ -1,0 +1,134 @@
+"""Which way a prompt goes and who waits for whom, over real HTTP and a real bus; only the engines are doubles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from engine_double import EngineDouble
+from router_under_test import MakeEngine, RouterUnderTest
+from tests_shared import Bus, wait_for
+
+LONG = "x" * 1100
+
+
+def ask(router: RouterUnderTest, prompt: Any, **more: Any) -> dict[str, str]:
+    status, headers, _ = router.post({"model": "m", "prompt": prompt, **more})
+    assert status == 200
+    return headers
+
+
+@pytest.fixture
+def forgetful(make_engine: MakeEngine) -> Iterator[MakeEngine]:
+    """Prefill workers that compute and keep nothing, as with a region that is too small."""
+
+    def make(name: str) -> EngineDouble:
+        engine: EngineDouble = make_engine(name, "prefill")
+        engine._store = lambda ids: None  # type: ignore[method-assign]
+        return engine
+
+    return make
+
+
+def test_idle_prefill_workers_take_turns(make_engine: MakeEngine, router: RouterUnderTest) -> None:
+    first, second = make_engine("a", "prefill"), make_engine("b", "prefill")
+    make_engine("d", "decode")
+    router.knows(3)
+    for letter in "pqrs":
+        ask(router, letter * 1100)
+    assert (len(first.bodies), len(second.bodies)) == (2, 2)
+
+
+def test_a_waiter_leads_when_the_leaders_worker_dies_in_the_middle(make_engine: MakeEngine, router: RouterUnderTest) -> None:
+    bad, good = make_engine("a", "prefill"), make_engine("b", "prefill")
+    make_engine("d", "decode")
+    router.knows(3)
+    bad.hold.clear()
+    bad.status = 500
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(ask, router, LONG + str(number)) for number in range(3)]
+        wait_for(lambda: len(bad.bodies) == 1 and b"in_flight 3.0" in router.get("/metrics")[1])
+        bad.hold.set()
+        routes = sorted(answer.result()["x-headstart-route"] for answer in answers)
+    assert routes == ["decode", "decode", "prefill+decode"]
+    assert (len(bad.bodies), len(good.bodies)) == (1, 1)
+
+
+def test_when_prefill_fails_the_leaders_decode_worker_computes_for_all(make_engine: MakeEngine, router: RouterUnderTest) -> None:
+    prefill, decode = make_engine("p", "prefill"), make_engine("d", "decode")
+    router.knows(2)
+    prefill.hold.clear()
+    prefill.status = 500
+    decode.hold.clear()
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(ask, router, LONG) for _ in range(4)]
+        wait_for(lambda: len(prefill.bodies) == 1 and b"in_flight 4.0" in router.get("/metrics")[1])
+        prefill.hold.set()
+        wait_for(lambda: b'headstart_prefills_total{outcome="failed"} 1.0' in router.get("/metrics")[1] and len(decode.bodies) == 1)
+        for _ in range(20):
+            router.get("/health")
+        assert (len(prefill.bodies), len(decode.bodies)) == (1, 1), "the others must follow the leader"
+        decode.hold.set()
+        assert all(answer.result()["x-headstart-route"] == "decode" for answer in answers)
+
+
+def test_where_nothing_is_kept_waiters_do_not_queue_up_for_prefills(forgetful: MakeEngine, make_engine: MakeEngine, router: RouterUnderTest) -> None:
+    prefill, decode = forgetful("p"), make_engine("d", "decode")
+    router.knows(2)
+    prefill.hold.clear()
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(ask, router, LONG) for _ in range(4)]
+        wait_for(lambda: len(prefill.bodies) == 1 and b"in_flight 4.0" in router.get("/metrics")[1])
+        prefill.hold.set()
+        routes = sorted(answer.result()["x-headstart-route"] for answer in answers)
+    assert routes == ["decode"] * 3 + ["prefill+decode"]
+    assert (len(prefill.bodies), len(decode.bodies)) == (1, 4)
+
+
+def test_a_prompt_longer_than_the_model_is_left_to_decode_to_refuse(make_engine: MakeEngine, router: RouterUnderTest) -> None:
+    prefill, decode = make_engine("p", "prefill"), make_engine("d", "decode")
+    router.knows(2)
+    decode.status = 400
+    status, headers, raw = router.post({"model": "m", "prompt": [7] * 8192})
+    assert (status, raw.count(b'"message":"no"')) == (400, 1)
+    assert "x-request-id" in headers
+    assert (prefill.bodies, len(decode.bodies)) == ([], 1)
+
+
+def test_beam_search_and_a_chats_stray_prompt_are_not_split(make_engine: MakeEngine, router: RouterUnderTest) -> None:
+    prefill, decode = make_engine("p", "prefill"), make_engine("d", "decode")
+    router.knows(2)
+    assert ask(router, LONG, use_beam_search=True)["x-headstart-route"] == "decode"
+    assert "prompt_token_ids" not in decode.bodies[-1]["kv_transfer_params"]
+    # The double renders a stray prompt instead of the messages, as no engine would: what matters is that it was asked.
+    router.post({"model": "m", "messages": [{"role": "user", "content": "hi"}], "prompt": [5] * 2000}, "/v1/chat/completions")
+    assert prefill.bodies == []
+
+
+def test_a_request_without_a_model_stays_with_the_model_it_was_rendered_by(bus: Bus, make_engine: MakeEngine, router: RouterUnderTest) -> None:
+    one, other = make_engine("a", "decode"), make_engine("b", "decode", model="n")
+    router.knows(2)
+    one.status = 500
+    assert router.post({"prompt": [1, 2, 3]})[0] == 502
+    assert (len(one.bodies), len(other.bodies)) == (1, 0)
+
+
+def test_a_full_router_says_so(bus: Bus, make_engine: MakeEngine) -> None:
+    router = RouterUnderTest(bus, requests_max=1)
+    try:
+        decode = make_engine("d", "decode")
+        router.knows(1)
+        decode.hold.clear()
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(ask, router, "y")
+            wait_for(lambda: len(decode.bodies) == 1)
+            status, headers, raw = router.post({"model": "m", "prompt": "z"})
+            assert (status, headers["retry-after"], b"router.requests_max" in raw) == (503, "1", True)
+            decode.hold.set()
+            running.result()
+        wait_for(lambda: router.gateway.requests == 0)
+        ask(router, "z")
+    finally:
+        router.stop()

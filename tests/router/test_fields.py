@@ -1,0 +1,70 @@
+import json
+from typing import Any
+
+import pytest
+
+from router.errors import ApiError
+from router.fields import CHAT, COMPLETIONS, decode_body, is_splittable, parse_body, plain_prompt, prefill_body
+
+
+def test_a_prompt_of_ids_is_taken_as_it_is_only_where_the_engine_does_so() -> None:
+    assert plain_prompt(COMPLETIONS, {"prompt": [1, 2]}) == [1, 2]
+    for prompt in ("text", [], [[1, 2]], ["a"], [1, -1], [1, True], [1, 2.0], None):
+        assert plain_prompt(COMPLETIONS, {"prompt": prompt}) is None
+    assert plain_prompt(COMPLETIONS, {"prompt": [1, 2], "truncate_prompt_tokens": 1}) is None
+    assert plain_prompt(CHAT, {"messages": [], "prompt": [1, 2]}) is None, "a chat's prompt is its messages"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "splittable"),
+    [
+        (COMPLETIONS, {"prompt": "a"}, True),
+        (COMPLETIONS, {"prompt": ["a"]}, True),
+        (COMPLETIONS, {"prompt": [1, 2]}, True),
+        (COMPLETIONS, {"prompt": ["a", "b"]}, False),
+        (COMPLETIONS, {"prompt": [[1], [2]]}, False),
+        (COMPLETIONS, {"prompt": []}, False),
+        (COMPLETIONS, {"prompt": "a", "echo": True}, False),
+        (COMPLETIONS, {"prompt": "a", "echo": False, "prompt_logprobs": None, "use_beam_search": False}, True),
+        (COMPLETIONS, {"prompt": "a", "prompt_logprobs": 0}, False),
+        (COMPLETIONS, {"prompt_embeds": "x"}, False),
+        (COMPLETIONS, {"prompt": "a", "use_beam_search": True}, False),
+        (CHAT, {"messages": [], "prompt": ["a", "b"]}, True),
+        (CHAT, {"messages": [], "use_beam_search": True}, False),
+    ],
+)
+def test_what_another_worker_may_compute(path: str, body: dict[str, Any], splittable: bool) -> None:
+    assert is_splittable(path, body) is splittable
+
+
+@pytest.mark.parametrize("name", ["kv_transfer_params", "ec_transfer_params", "cache_salt"])
+def test_a_null_steers_nothing(name: str) -> None:
+    assert parse_body(json.dumps({name: None, "vllm_xargs": None}).encode()) == {name: None, "vllm_xargs": None}
+    with pytest.raises(ApiError, match=name):
+        parse_body(json.dumps({name: "" if name == "cache_salt" else {}}).encode())
+    with pytest.raises(ApiError, match=rf"vllm_xargs\.{name}"):
+        parse_body(json.dumps({"vllm_xargs": {name: None}}).encode())
+
+
+def test_a_refused_name_is_seen_however_it_is_written() -> None:
+    with pytest.raises(ApiError, match="cache_salt"):
+        parse_body(b'{"cache\\u005fsalt": "x"}')
+    repeated = b'{"kv_transfer_params": {"headstart": {}}, "kv_transfer_params": null}'
+    assert json.loads(decode_body(parse_body(repeated), "t", None))["kv_transfer_params"] == {"headstart": {"transfer_id": "t", "leg": "decode"}}
+
+
+def test_numbers_and_text_reach_the_engine_as_they_were_sent() -> None:
+    sent = {"prompt": "a", "seed": 2**80, "temperature": 1e-7, "logit_bias": {"5": -100.0}, "stop": ["\u2028", "\u00fc"], "x": {}}
+    got = json.loads(decode_body(parse_body(json.dumps(sent).encode()), "t", [1]))
+    assert got.pop("kv_transfer_params") == {"headstart": {"transfer_id": "t", "leg": "decode"}, "prompt_token_ids": [1]}
+    assert got == sent
+
+
+def test_the_prefill_leg_has_fields_of_its_own() -> None:
+    assert json.loads(prefill_body("m", [1, 2], "t")) == {
+        "model": "m",
+        "prompt": [1, 2],
+        "max_tokens": 1,
+        "temperature": 0,
+        "kv_transfer_params": {"headstart": {"transfer_id": "t", "leg": "prefill"}},
+    }
