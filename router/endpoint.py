@@ -21,7 +21,7 @@ from router.fields import decode_body, is_splittable, parse_body, plain_prompt
 from router.gateway import Gateway
 from router.legs import EngineAnswer, LegBroken, LegFailed
 from router.reports import arrived
-from router.usage import EventPatcher, patch_json
+from router.usage import EventPatcher, is_engine_failure, patch_json
 
 log = logging.getLogger("headstart.router")
 
@@ -150,7 +150,7 @@ class GenerationEndpoint:
 
     async def _relay(self, call: Call, worker: Worker, route: Route, answer: aiohttp.ClientResponse, expected: asyncio.Future[Report]) -> None:
         streams = answer.content_type == "text/event-stream"
-        first = await answer.content.readany() if streams else await answer.read()
+        first = await _first_event(worker, answer) if streams else await answer.read()
         if route.flight is not None:
             self._gateway.dispatcher.flights.end(route.flight, computed=True)
         report = await arrived(expected, self._gateway.settings.report_ms_max)
@@ -198,6 +198,24 @@ class GenerationEndpoint:
     async def _answer(self, call: Call, scope: Scope, receive: Receive, response: Response) -> None:
         call.status = response.status_code
         await response(scope, receive, call.send)
+
+
+async def _first_event(worker: Worker, answer: aiohttp.ClientResponse) -> bytes:
+    """The stream's beginning, at least one event of it. Raises LegFailed where that is the engine's own failure.
+
+    vLLM has answered 200 by the time it finds its engine dead; nothing has reached the client yet, so another worker can take over.
+    """
+    first = b""
+    while b"\n\n" not in first:
+        piece = await answer.content.readany()
+        if not piece:
+            break
+        first += piece
+    if not first:
+        raise LegFailed(f"{worker.worker} ended its answer before it began")
+    if is_engine_failure(first):
+        raise LegFailed(f"{worker.worker} failed as it began to answer")
+    return first
 
 
 async def _start(call: Call, headers: dict[str, str]) -> None:

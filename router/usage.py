@@ -1,4 +1,4 @@
-"""Makes an answer's usage say what the headers say, and leaves every other byte as the engine sent it."""
+"""What the router reads and changes in an answer: its usage says what the headers say, every other byte stays as the engine sent it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ import msgspec
 _EVENT_END = b"\n\n"
 _DATA = b"data: "
 _USAGE = b'"usage":{'
+
+
+_SERVER_ERRORS_FROM = 500
+
+
+class _EngineError(msgspec.Struct):
+    code: Any = None
+
+
+class _ErrorEvent(msgspec.Struct):
+    error: _EngineError | None = None
 
 
 def patch_json(raw: bytes, cached_tokens: int) -> bytes:
@@ -57,6 +68,18 @@ class EventPatcher:
             return event
         _correct(chunk, self._cached_tokens)
         return _DATA + msgspec.json.encode(chunk)
+
+
+def is_engine_failure(events: bytes) -> bool:
+    """Whether a stream's first event is an error that is the engine's own fault (code 5xx), not the request's."""
+    event = events.partition(_EVENT_END)[0]
+    if not event.startswith(_DATA):
+        return False
+    try:
+        error = msgspec.json.decode(event[len(_DATA) :], type=_ErrorEvent).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return error is not None and isinstance(error.code, int) and error.code >= _SERVER_ERRORS_FROM
 
 
 def _correct(answer: dict[str, Any], cached_tokens: int) -> None:

@@ -85,7 +85,7 @@ class _Tracked:
     extents: list[Extent] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     local_tokens: int = 0
-    pulling: bool = False
+    pulled_to: int = 0
     published: int = 0
     tail_published: bool = False
     reported: bool = False
@@ -145,7 +145,7 @@ class SchedulerHalf:
         first = tracked.local_tokens // self._policy.block_size
         last = (tracked.local_tokens + external_tokens) // self._policy.block_size
         self._loads.append(Load(request_id, tracked.lease, self._pieces(tracked, blocks, first, last)))
-        tracked.pulling = True
+        tracked.pulled_to = tracked.local_tokens + external_tokens
         tracked.lease = 0
 
     def step(self, scheduled: Iterable[Scheduled], preempted: Iterable[str]) -> StepPlan:
@@ -219,9 +219,14 @@ class SchedulerHalf:
         policy, view = self._policy, tracked.view
         tracked.blocks = list(part.blocks) if part.restarted else tracked.blocks + part.blocks
         self._let_go(tracked)
+        if part.computed < min(tracked.pulled_to, len(view.tokens) - 1):
+            # A piece was bad, and what follows it is computed again: the store wants it again too.
+            tracked.published = min(tracked.published, part.computed // policy.chunk_size)
+            tracked.tail_published = False
         if not tracked.reported:
             tracked.reported = True
             self._report(tracked, part.computed)
+        tracked.pulled_to = 0
         after = part.computed + part.scheduled
         # Tokens that the engine has scheduled but not sampled yet have no id, hence no key; their chunk waits a step.
         known = min(after, len(view.tokens)) if policy.save_decode_cache else min(after, view.prompt_tokens)
@@ -243,7 +248,7 @@ class SchedulerHalf:
         transfer = tracked.view.transfer
         if transfer is None:
             return
-        pulled = max(0, computed - tracked.local_tokens) if tracked.pulling else 0
+        pulled = max(0, computed - tracked.local_tokens) if tracked.pulled_to else 0
         self._bus.submit(Report(transfer.transfer_id, transfer.leg, self._policy.worker, tracked.view.prompt_tokens, computed - pulled, pulled))
 
     def _let_go(self, tracked: _Tracked) -> None:

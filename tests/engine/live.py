@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -102,12 +103,22 @@ class Live:
             with urllib.request.urlopen(urllib.request.Request(f"{url}/reset_prefix_cache", method="POST"), timeout=10) as answer:
                 assert answer.status == 200
 
-    def at_rest(self) -> bool:
-        """Whether nothing is leased, written, waited for or computed anywhere."""
+    def unrest(self) -> dict[str, float]:
+        """What is leased, written, waited for or computed anywhere, by name; empty when all is at rest."""
         values = self.statistics()
-        quiet = not any(values[name] for name in ("leases", "writing", "waiters", "unattached_holders"))
-        engines = all(not self.metric(url, "vllm:num_requests_(?:running|waiting)") for url in self.workers().values())
-        return quiet and engines and not self.metric(self.cluster.url, "headstart_requests_in_flight")
+        found = {name: values[name] for name in ("leases", "writing", "waiters", "unattached_holders")}
+        found["router"] = self.metric(self.cluster.url, "headstart_requests_in_flight")
+        for name, url in self.workers().items():
+            for state in ("running", "waiting"):
+                found[f"{state} on {name}"] = self.metric(url, f"vllm:num_requests_{state}")
+        return {name: value for name, value in found.items() if value}
+
+    def await_rest(self, seconds: float = 10) -> None:
+        """Returns once all is at rest; fails where it is not in time."""
+        deadline = time.monotonic() + seconds
+        while unrest := self.unrest():
+            assert time.monotonic() < deadline, f"not at rest after {seconds:g} s: {unrest}"
+            time.sleep(0.05)
 
     def post(self, url: str, body: dict[str, Any], path: str = COMPLETIONS) -> dict[str, Any]:
         """An answer that is not streamed."""

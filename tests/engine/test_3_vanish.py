@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 import pytest
 from live import Live
-from tests_shared import wait_for
 
 pytestmark = pytest.mark.engine
 
@@ -34,10 +33,10 @@ def test_two_hundred_clients_vanish_and_nothing_leaks(live: Live) -> None:
     prompts = [live.prompts.text(tokens) for tokens in (50, 300, 600, 1200, 1200, 2500, 4000)]
     with ThreadPoolExecutor(CLIENTS) as pool:
         list(pool.map(lambda number: vanish(live, number, prompts), range(REQUESTS)))
-    wait_for(live.at_rest, 60)
+    live.await_rest(60)
     for url in live.workers().values():
         assert live.metric(url, "vllm:kv_cache_usage_perc") == 0
     for prompt in prompts[:4]:
         body = live.body(prompt)
         assert live.ours(body).token_ids == live.plains(body).token_ids
-    wait_for(live.at_rest)
+    live.await_rest()

@@ -45,7 +45,7 @@ def test_the_prefill_worker_dies_in_the_middle_of_a_prompt(live: Live, victim: s
     wait_for(lambda: not any(process_tree.is_running(pid) for pid in processes.values()), 10)
     assert live.cluster.processes["prefill-0"].wait(20) == 3
     wait_for(lambda: "prefill-0" not in live.workers())
-    wait_for(live.at_rest)
+    live.await_rest()
     assert found.token_ids == live.plains(body).token_ids
     assert right_answer(live, 900).headers["x-headstart-route"] == "decode"
     live.bring_back("prefill-0")
@@ -56,7 +56,7 @@ def test_the_cachebus_dies_and_adopts_its_region_again(live: Live) -> None:
     body = live.body(live.prompts.text(1200))
     expected = live.ours(body).token_ids
     assert expected == live.plains(body).token_ids
-    wait_for(live.at_rest)
+    live.await_rest()
     chunks = live.statistics()["chunks"]
     live.cluster.processes["cachebus"].kill()
     live.cluster.processes["cachebus"].wait()
@@ -70,7 +70,7 @@ def test_the_cachebus_dies_and_adopts_its_region_again(live: Live) -> None:
     again = live.ours(body)
     assert (again.token_ids, again.headers["x-headstart-cache-source"]) == (expected, "dram")
     assert right_answer(live, 900).headers["x-headstart-route"] == "prefill+decode"
-    wait_for(live.at_rest)
+    live.await_rest()
 
 
 @pytest.mark.parametrize("victim", ["api server", "worker"])
@@ -81,7 +81,7 @@ def test_an_idle_decode_worker_dies(live: Live, victim: str) -> None:
         assert right_answer(live, 600).headers["x-headstart-worker"] == "decode-0"
     wait_for(lambda: not any(process_tree.is_running(pid) for pid in processes.values()), 10)
     assert live.cluster.processes["decode-1"].wait(20) == 3
-    wait_for(live.at_rest)
+    live.await_rest()
     live.bring_back("decode-1")
     workers = {right_answer(live, 600).headers["x-headstart-worker"] for _ in range(2)}
     assert workers == {"decode-0", "decode-1"}

@@ -244,6 +244,22 @@ def test_when_every_worker_fails_the_client_hears_it(make_engine: MakeEngine, ro
     assert headers["retry-after"] == "1"
 
 
+def test_a_stream_that_begins_with_the_engines_failure_is_asked_of_another_worker(make_engine: MakeEngine, router: RouterUnderTest) -> None:
+    """vLLM answers 200 before it finds that its engine is dead."""
+    failing, healthy = make_engine("decode-0", "decode"), make_engine("decode-1", "decode")
+    failing.pieces = [
+        b'data: {"error":{"message":"EngineCore',
+        b' is dead","type":"InternalServerError","param":null,"code":500}}\n\n',
+        b"data: [DONE]\n\n",
+    ]
+    router.knows(2)
+    for _ in range(2):
+        status, headers, raw = router.post({"model": "m", "prompt": SHORT, "stream": True})
+        assert (status, headers["x-headstart-worker"]) == (200, "decode-1")
+        assert b"error" not in raw
+    assert len(healthy.bodies) == 2
+
+
 def test_a_worker_that_dies_in_the_middle_of_a_stream_is_an_error_event_and_no_done(make_engine: MakeEngine, router: RouterUnderTest) -> None:
     decode = make_engine("d", "decode")
     router.knows(1)

@@ -175,6 +175,26 @@ def test_a_load_cut_short_is_reported_as_far_as_it_came() -> None:
     assert engine.bus.of(Report) == [Report("id", "decode", "decode-0", 2 * CHUNK + 1, 0, CHUNK)]
 
 
+def test_what_a_load_did_not_bring_is_published_again() -> None:
+    engine = Engine(CHUNK * 2 + BLOCK)
+    keys = chunk_keys(ROOT, engine.tokens, CHUNK)
+    engine.bus.grant(3)
+    engine.half.matched("r", 0, 0)
+    engine.half.allocated("r", list(range(9)), 2 * CHUNK + BLOCK)
+    saves = engine.step(range(9), CHUNK + BLOCK, CHUNK, restarted=True)
+    assert [(blocks, tail) for _, blocks, tail in saves] == [([4, 5, 6, 7], False), ([8], True)]
+    assert saves[0][0] == keys[1]
+
+
+def test_a_whole_prompt_that_was_pulled_is_not_published_again() -> None:
+    """vLLM computes a prompt's last token itself, so the load seems one token short."""
+    engine = Engine(CHUNK * 2)
+    engine.bus.grant(2)
+    engine.half.matched("r", 0, 0)
+    engine.half.allocated("r", list(range(8)), 2 * CHUNK)
+    assert engine.step(range(8), 2 * CHUNK - 1, 1, restarted=True) == []
+
+
 def test_a_request_that_may_not_pull_is_not_looked_up_but_published() -> None:
     engine = Engine(CHUNK, may_pull=False, transfer=None)
     assert engine.half.matched("r", 0, 0) == 0
