@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from cachebus.client import BusClient
 from cachebus.engine import process_tree
 from cachebus.errors import BusUnavailable, HeadstartError
 from cachebus.messages import Snapshot, SnapshotReply
+from cachebus.ports import check_free, free_port
 from cachebus.settings import ENVIRONMENT_PREFIX
 from deploy.settings import Settings, as_yaml
 
@@ -53,7 +53,7 @@ class Cluster:
 
     def start(self, progress: Progress) -> None:
         """Starts everything and returns when it serves. Raises HeadstartError, with everything stopped again, where a role fails."""
-        _check_free(self.settings)
+        check_free("router.port", self.settings.router.host, self.settings.router.port)
         self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = self.run_dir / "cluster.yaml"
         self._file.write_text(as_yaml(self.settings))
@@ -205,20 +205,3 @@ def answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
-
-
-def free_port(host: str) -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-def _check_free(settings: Settings) -> None:
-    host, port = settings.router.host, settings.router.port
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise HeadstartError(f"router.port: can't listen on {host}:{port}: {error.strerror}; choose another port, or 0 for a free one") from error

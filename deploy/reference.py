@@ -13,8 +13,9 @@ from pathlib import Path
 from cachebus.engine import process_tree
 from cachebus.engine.command import engine_environment, plain_command
 from cachebus.errors import HeadstartError
+from cachebus.ports import free_port
 from cachebus.settings import ModelSettings, WorkerSettings
-from deploy.launcher import answers, free_port
+from deploy.launcher import answers
 
 _POLL_SECONDS = 0.2
 _TAIL_LINES = 12

@@ -50,12 +50,17 @@ class Bus:
         wait_for(lambda: self.daemon.statistics()["writing"] == 0)
         client.close()
 
-    def register(self, worker: str, role: str, url: str, model: str = "m", *, takes_ids: bool = True, **differing: str) -> None:
+    def register_engine(self, worker: str, role: str, model: str = "m", **differing: str) -> None:
         client = self.client(self.holder)
         client.connect(ANSWER_MS)
         parts = {"weights": "w", **differing}
         engine = RegisterEngine(worker, role, self.holder.id, model, NAMESPACE, parts, LAYOUT, {"block size": "16"}, 16, 256, 4096)  # type: ignore[arg-type]
         client.call(engine, ANSWER_MS)
+        client.close()
+
+    def register(self, worker: str, role: str, url: str, model: str = "m", *, takes_ids: bool = True) -> None:
+        self.register_engine(worker, role, model)
+        client = self.client(self.holder)
         client.call(RegisterWorker(worker, role, self.holder.id, url, model, 8192, takes_ids), ANSWER_MS)  # type: ignore[arg-type]
         client.close()
 

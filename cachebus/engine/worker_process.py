@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -40,6 +39,7 @@ from cachebus.errors import BusError, HeadstartError
 from cachebus.holder import Holder
 from cachebus.keeper import Keeper
 from cachebus.messages import Drain, Leave, RegisterWorker, Request
+from cachebus.ports import check_free, free_port
 
 EXIT_DRAINED, EXIT_ENGINE_DIED, EXIT_ENGINE_NOT_STARTED = 0, 3, 4
 
@@ -86,7 +86,7 @@ class WorkerProcess:
         holder = Holder(spec.run_dir)
         client = BusClient(spec.run_dir, f"{spec.worker} supervisor", holder)
         client.connect(BUS_MS_MAX)
-        port = _free_port(spec)
+        port = _port(spec)
         self._up = _serve_metrics(spec)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked_to_end)
@@ -186,16 +186,12 @@ class WorkerProcess:
         self._ending.set()
 
 
-def _free_port(spec: WorkerSpec) -> int:
-    """The port to use, free a moment ago. Raises HeadstartError where the one asked for is taken."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((spec.pool.host, spec.pool.port))
-        except OSError as error:
-            place = f"{spec.pool.host}:{spec.pool.port}"
-            raise HeadstartError(f"{spec.role}.port: can't listen on {place}: {error.strerror}; choose another port, or 0 for a free one") from error
-        return int(probe.getsockname()[1])
+def _port(spec: WorkerSpec) -> int:
+    """The port for the engine. Raises HeadstartError where the one asked for is taken."""
+    if not spec.pool.port:
+        return free_port(spec.pool.host)
+    check_free(f"{spec.role}.port", spec.pool.host, spec.pool.port)
+    return spec.pool.port
 
 
 def _serve_metrics(spec: WorkerSpec) -> Gauge:

@@ -19,9 +19,10 @@ import msgspec
 from cachebus.engine import process_tree
 from cachebus.engine.command import served_name
 from cachebus.errors import HeadstartError
+from cachebus.ports import free_port
 from deploy.bench import goals
 from deploy.client import Answer, ask
-from deploy.launcher import Cluster, answers, free_port, private_run_dir
+from deploy.launcher import Cluster, answers, private_run_dir
 from deploy.reference import PlainEngine, Variant
 from deploy.settings import Settings
 

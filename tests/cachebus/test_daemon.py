@@ -77,8 +77,8 @@ def test_a_holder_without_a_lock_is_refused(bus: Bus) -> None:
 def test_workers_that_disagree_are_refused_with_the_difference(bus: Bus) -> None:
     bus.register("one", "decode", "http://one")
     with pytest.raises(Refused, match=r"weights is other here and w there"):
-        bus.register("two", "decode", "http://two", weights="other")
-    bus.register("three", "decode", "http://three", model="another model", **{"KV dtype": "fp8"})
+        bus.register_engine("two", "decode", weights="other")
+    bus.register_engine("three", "decode", model="another model", **{"KV dtype": "fp8"})
 
 
 def test_an_answer_that_does_not_come_names_the_place(tmp_path: Path) -> None:

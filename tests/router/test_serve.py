@@ -18,6 +18,7 @@ from router_under_test import MakeEngine
 from tests_shared import Bus, wait_for
 
 from cachebus.errors import BusUnavailable, HeadstartError
+from cachebus.ports import free_port
 from router import serve as module
 from router.settings import RouterSettings
 
@@ -35,9 +36,7 @@ class Process:
     """A router in a process of its own."""
 
     def __init__(self, bus: Bus, drain_seconds: int) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port("127.0.0.1")
         command = [sys.executable, "-c", PROGRAM, str(bus.run_dir), str(self.port), str(drain_seconds)]
         self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
         wait_for(lambda: self.ready() is not None)
@@ -110,9 +109,7 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
 def test_without_a_bus_it_does_not_start_and_frees_its_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUS_SECONDS_MAX", 0.2)
     before = threading.active_count()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port("127.0.0.1")
     with pytest.raises(BusUnavailable, match="headstart cachebus"):
         module.serve(RouterSettings(port=port), tmp_path)
     socket.create_server(("127.0.0.1", port)).close()

@@ -1,0 +1,38 @@
+"""Choosing TCP ports for servers that are started a moment later."""
+
+from __future__ import annotations
+
+import random
+import socket
+
+from cachebus.errors import HeadstartError
+
+# Below the range from which kernels take ports for outgoing connections: one of those
+# would be in use again by the time the server that is to have it binds.
+_CHOSEN_FROM = range(20_000, 32_000)
+_TRIES = 200
+
+
+def free_port(host: str) -> int:
+    """A port of ``host`` that nobody listens on. Raises HeadstartError where none is found."""
+    for port in random.sample(_CHOSEN_FROM, _TRIES):
+        try:
+            _bind(host, port)
+        except OSError:
+            continue
+        return port
+    raise HeadstartError(f"found no free port of {host} between {_CHOSEN_FROM.start} and {_CHOSEN_FROM.stop}")
+
+
+def check_free(setting: str, host: str, port: int) -> None:
+    """Raises HeadstartError, naming the setting to change, where ``port`` of ``host`` can't be listened on."""
+    try:
+        _bind(host, port)
+    except OSError as error:
+        raise HeadstartError(f"{setting}: can't listen on {host}:{port}: {error.strerror}; choose another port, or 0 for a free one") from error
+
+
+def _bind(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from cachebus import ports
+from cachebus.errors import HeadstartError
+from cachebus.ports import check_free, free_port
+
+HOST = "127.0.0.1"
+
+
+def test_a_free_port_can_be_listened_on_and_no_outgoing_connection_takes_it() -> None:
+    port = free_port(HOST)
+    socket.create_server((HOST, port)).close()
+    ephemeral_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert port < ephemeral_from
+
+
+def test_ports_in_use_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server((HOST, free_port(HOST))) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(ports, "_CHOSEN_FROM", range(port, port + 1))
+        monkeypatch.setattr(ports, "_TRIES", 1)
+        with pytest.raises(HeadstartError, match="found no free port"):
+            free_port(HOST)
+
+
+def test_the_refusal_names_the_setting() -> None:
+    with socket.create_server((HOST, free_port(HOST))) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(HeadstartError, match=rf"decode\.port: can't listen on {HOST}:{port}: Address already in use; choose another port"):
+            check_free("decode.port", HOST, port)
+    check_free("decode.port", HOST, port)
