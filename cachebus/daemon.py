@@ -228,7 +228,7 @@ class Daemon:
         if not holder.is_alive(self._run_dir, request.holder):
             raise BusError(f"holder {request.holder} of {request.worker} has no lock in this run directory")
         self._holders.add(request.holder)
-        self._directory.attach(request.holder)
+        self._carry_out(self._directory.attach(request.holder))
         log.info("%s worker %s serves %s at %s", request.role, request.worker, request.model, request.url)
         return self._members.register_worker(client, ticket, request)
 

@@ -173,11 +173,10 @@ class Directory:
 
     def holder_died(self, holder: str, now_ms: float) -> list[Effect]:
         """Ends the leases and reservations of a holder that is shown dead."""
-        self._unattached.discard(holder)
         effects = self.release([number for number, lease in self._leases.items() if lease.holder == holder])
         self._waiters = [waiter for waiter in self._waiters if waiter.request.holder != holder]
         writing = [(e.slot, e.generation) for e in self._entries.values() if not e.committed and e.holder == holder]
-        return effects + self.abandon(holder, writing, now_ms)
+        return effects + self.abandon(holder, writing, now_ms) + self.attach(holder)
 
     def adopt(self, records: Iterable[tuple[int, Record]], living: set[str]) -> list[Effect]:
         """Takes over what an earlier daemon left. Until every holder in ``living`` reattaches or dies, nothing is evicted:
@@ -187,7 +186,8 @@ class Directory:
         effects: list[Effect] = []
         taken = []
         for slot, record in sorted(records, key=lambda pair: (pair[1].state != State.COMMITTED, pair[1].generation)):
-            twin = record.key in self._index
+            doomed = record.state == State.DOOMED
+            twin = record.key in self._index and not doomed
             if twin or slot >= self.slots or not self._extents.take(record.offset, record.length):
                 effects.append(WipeRecord(slot))
                 continue
@@ -201,16 +201,19 @@ class Directory:
                 record.layout,
                 record.holder,
                 record.digest,
-                record.state == State.COMMITTED,
+                record.state != State.RESERVED,
+                doomed=doomed,
             )
             taken.append(slot)
-            self._entries[slot] = self._index[entry.key] = entry
+            self._entries[slot] = entry
             self._generation = max(self._generation, record.generation)
-            if entry.committed:
+            if not doomed:
+                self._index[entry.key] = entry
+            if entry.committed and not doomed:
                 self._make_idle(entry)
         self._free_slots = sorted(set(self._free_slots) - set(taken), reverse=True)
         self._unattached = set(living)
-        return effects
+        return effects + self._sweep()
 
     def reattach(self, request: Reattach, now_ms: float) -> list[Effect]:
         """Renews a living holder's leases and reservations after a restart, and frees those it has no more."""
@@ -224,13 +227,12 @@ class Directory:
             for entry in self._entries.values()
             if not entry.committed and entry.holder == request.holder and entry.slot not in request.writing
         ]
-        effects = self.abandon(request.holder, gone, now_ms)
-        self._unattached.discard(request.holder)
-        return effects
+        return self.abandon(request.holder, gone, now_ms) + self.attach(request.holder)
 
-    def attach(self, holder: str) -> None:
-        """A holder that is new to this daemon: it reads and writes nothing yet."""
+    def attach(self, holder: str) -> list[Effect]:
+        """All that the holder reads and writes is known: nothing yet where it is new to this daemon."""
         self._unattached.discard(holder)
+        return self._sweep()
 
     def is_attached(self, holder: str) -> bool:
         """Whether this epoch knows what the holder reads and writes."""
@@ -261,8 +263,8 @@ class Directory:
         return {
             "dram_capacity_bytes": self._extents.size,
             "dram_bytes": self._extents.size - self._extents.free_bytes,
-            "chunks": sum(1 for e in entries if e.committed and not e.tail),
-            "tail_blocks": sum(1 for e in entries if e.committed and e.tail),
+            "chunks": sum(1 for e in entries if e.committed and not e.doomed and not e.tail),
+            "tail_blocks": sum(1 for e in entries if e.committed and not e.doomed and e.tail),
             "writing": sum(1 for e in entries if not e.committed),
             "leases": len(self._leases),
             "waiters": len(self._waiters),
@@ -346,10 +348,17 @@ class Directory:
         del self._index[entry.key]
         self._idle(entry).pop(entry.slot, None)
         entry.doomed = True
-        effects: list[Effect] = [WipeRecord(entry.slot)] if entry.readers else self._free(entry)
+        effects: list[Effect] = [WriteRecord(entry.slot, entry.record())] if entry.readers else self._free(entry)
         if not entry.tail:
             effects.append(Publish(Removed([entry.key])))
         return effects
+
+    def _sweep(self) -> list[Effect]:
+        """Frees what an earlier daemon left doomed and no living holder reads any more."""
+        if self._unattached:
+            return []
+        done = [entry for entry in self._entries.values() if entry.doomed and not entry.readers]
+        return [effect for entry in done for effect in self._free(entry)]
 
     def _free(self, entry: Entry) -> list[Effect]:
         del self._entries[entry.slot]

@@ -61,5 +61,5 @@ class Entry:
 
     def record(self) -> Record:
         """The entry as the table keeps it."""
-        state = State.COMMITTED if self.committed else State.RESERVED
+        state = State.DOOMED if self.doomed else State.COMMITTED if self.committed else State.RESERVED
         return Record(state, self.generation, self.offset, self.length, self.tail, self.key, self.digest, self.layout, self.holder)

@@ -45,9 +45,12 @@ def chunk_keys(root: bytes, token_ids: Sequence[int], chunk_size: int) -> list[b
 
 
 def tail_keys(parent: bytes, token_ids: Sequence[int], block_size: int) -> list[bytes]:
-    """The keys of the full blocks of ``token_ids``, which follow the chunk (or root) ``parent``."""
+    """The keys of the blocks of ``token_ids``, which follow the chunk (or root) ``parent``; the last block may be partly filled.
+
+    A key names exactly the tokens of its block, so a partly filled block is found again only by a prompt that ends in it.
+    """
     keys = []
-    for start in range(0, len(token_ids) - block_size + 1, block_size):
+    for start in range(0, len(token_ids), block_size):
         parent = blake3(_TAIL + parent + array("I", token_ids[start : start + block_size]).tobytes()).digest()
         keys.append(parent)
     return keys

@@ -24,11 +24,12 @@ assert _RECORD.size + _CHECKSUM.size <= RECORD_BYTES
 
 
 class State(IntEnum):
-    """What a record says of its extent."""
+    """What a record says of its extent. One that is doomed is given to no new reader, and freed when its last one is done."""
 
     FREE = 0
     RESERVED = 1
     COMMITTED = 2
+    DOOMED = 3
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Table:
             start = slot * RECORD_BYTES
             packed = bytes(self._memory[start : start + _RECORD.size])
             state, generation, offset, length, tail, key, digest, layout, holder = _RECORD.unpack(packed)
-            if state not in (State.RESERVED, State.COMMITTED):
+            if state not in (State.RESERVED, State.COMMITTED, State.DOOMED):
                 continue
             (checksum,) = _CHECKSUM.unpack_from(self._memory, start + _RECORD.size)
             if checksum == crc32(packed):

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from cachebus.messages import Report, Worker
 from router.dispatch import Route
 from router.errors import ApiError
-from router.fields import decode_body, is_splittable, parse_body, plain_prompt
+from router.fields import COMPLETIONS, decode_body, is_splittable, parse_body, plain_prompt
 from router.gateway import Gateway
 from router.legs import EngineAnswer, LegBroken, LegFailed
 from router.reports import arrived
@@ -99,8 +99,10 @@ class GenerationEndpoint:
         splittable = is_splittable(self._path, body)
         given = plain_prompt(self._path, body)
         token_ids: Sequence[int] | None = given
-        if splittable and given is None:
+        if splittable and given is None and self._gateway.lengths.tokens_max(worker.model, len(raw)) >= self._gateway.settings.prefill_tokens_min:
             worker, token_ids = await self._render(worker, body)
+            if token_ids is not None:
+                self._gateway.lengths.learn(worker.model, len(raw), len(token_ids))
         dispatcher = self._gateway.dispatcher
         route = Route(False)
         if splittable and token_ids is not None:
@@ -132,7 +134,8 @@ class GenerationEndpoint:
             tried.add(worker.worker)
             transfer_id = secrets.token_hex(8)
             report = gateway.dispatcher.reports.expect(transfer_id)
-            data = decode_body(body, transfer_id, token_ids if worker.takes_prompt_token_ids else None)
+            useful = self._path == COMPLETIONS or worker.takes_prompt_token_ids
+            data = decode_body(self._path, body, transfer_id, token_ids if useful else None)
             gateway.fleet.in_flight[worker.worker] += 1
             try:
                 async with gateway.legs.decode(worker, self._path, data, call.request_id) as answer:

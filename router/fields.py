@@ -71,15 +71,19 @@ def prefill_body(model: str, token_ids: Sequence[int], transfer_id: str) -> byte
     return msgspec.json.encode(request)
 
 
-def decode_body(body: dict[str, Any], transfer_id: str, token_ids: Sequence[int] | None) -> bytes:
+def decode_body(path: str, body: dict[str, Any], transfer_id: str, token_ids: Sequence[int] | None) -> bytes:
     """The decode leg: everything the client sent and the router's transfer parameters.
 
-    ``token_ids``, where given, spare the engine another tokenisation: they come from its own renderer.
+    ``token_ids``, where given, spare the engine another tokenisation: they come from its own renderer. A completion's take its
+    prompt's place; a chat's go beside its messages, for engines that look there.
     """
     parameters: dict[str, Any] = {_TRANSFER: {"transfer_id": transfer_id, "leg": "decode"}}
-    if token_ids is not None:
+    request = {**body, "kv_transfer_params": parameters}
+    if token_ids is not None and path == COMPLETIONS:
+        request["prompt"] = token_ids
+    elif token_ids is not None:
         parameters["prompt_token_ids"] = token_ids
-    return msgspec.json.encode({**body, "kv_transfer_params": parameters})
+    return msgspec.json.encode(request)
 
 
 def _one_list_of_ids(body: dict[str, Any]) -> list[int] | None:

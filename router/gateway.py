@@ -12,6 +12,7 @@ from router.dispatch import Dispatcher
 from router.errors import ApiError
 from router.fleet import Fleet, candidates
 from router.legs import Legs
+from router.lengths import Lengths
 from router.metrics import RouterMetrics
 from router.settings import RouterSettings
 
@@ -26,6 +27,7 @@ class Gateway:
         self.settings = settings
         self.metrics = RouterMetrics()
         self.fleet = Fleet()
+        self.lengths = Lengths()
         self.requests = 0
         """Requests under way, refused ones included."""
         self.watch = Watch(run_dir, self._heard)

@@ -45,19 +45,35 @@ def layer_memory(name: str, tensor: torch.Tensor, num_blocks: int) -> LayerMemor
 
 
 class Blocks(Protocol):
-    """Copies between an engine's blocks and an extent; ``extent`` is the extent's bytes, -1 among ``blocks`` leaves one out."""
+    """Copies between an engine's blocks and an extent; ``extent`` is the extent's bytes, -1 among ``blocks`` leaves one out.
+
+    Each copy returns the keyed BLAKE3 of the engine's bytes in the extent's order, b"" where ``key`` is None: of what was copied out, or
+    of what arrived. Any thread may copy.
+    """
 
     page_bytes: int
     block_bytes: int
 
-    def save(self, blocks: Sequence[int], extent: memoryview) -> None:
+    def computed(self) -> Computed:
+        """Marks the end of what the calling thread has had computed so far."""
+
+    def save(self, blocks: Sequence[int], extent: memoryview, key: bytes | None) -> bytes:
         """Copies blocks into the extent; returns when the bytes are there."""
 
-    def load(self, blocks: Sequence[int], extent: memoryview) -> None:
-        """Copies the extent into blocks; returns when the bytes are there."""
+    def load(self, blocks: Sequence[int], extent: memoryview, key: bytes | None) -> bytes:
+        """Copies the extent into blocks; returns when the bytes are there. A block left out is digested as it is in the extent."""
 
-    def digest(self, blocks: Sequence[int], extent: memoryview, key: bytes) -> bytes:
-        """Keyed BLAKE3 over the bytes at the destination, in the extent's order; a block left out is read from the extent."""
+
+class Computed(Protocol):
+    """The end of a computation that may still run on a device."""
+
+    def synchronize(self) -> None:
+        """Returns when it has ended."""
+
+
+class _AlreadyComputed:
+    def synchronize(self) -> None:
+        """A processor's computation has ended when its call returns."""
 
 
 def open_blocks(kv_caches: Mapping[str, torch.Tensor], num_blocks: int) -> Blocks:
@@ -72,7 +88,7 @@ def open_blocks(kv_caches: Mapping[str, torch.Tensor], num_blocks: int) -> Block
 
 
 class _HostBlocks:
-    """Blocks in host memory. ctypes' memmove lets go of the interpreter lock, so an engine's step goes on meanwhile."""
+    """Blocks in host memory. Copies and digests let go of the interpreter lock, so an engine's step goes on meanwhile."""
 
     def __init__(self, layers: Sequence[LayerMemory], num_blocks: int) -> None:
         self._layers = layers
@@ -80,33 +96,35 @@ class _HostBlocks:
         self.page_bytes = layers[0].page_bytes
         self.block_bytes = self.page_bytes * len(layers)
 
-    def save(self, blocks: Sequence[int], extent: memoryview) -> None:
-        base = _address(extent)
-        for source, place in self._pages(blocks):
-            ctypes.memmove(base + place, source, self.page_bytes)
+    def computed(self) -> Computed:
+        return _AlreadyComputed()
 
-    def load(self, blocks: Sequence[int], extent: memoryview) -> None:
-        base = _address(extent)
-        for target, place in self._pages(blocks):
-            ctypes.memmove(target, base + place, self.page_bytes)
-
-    def digest(self, blocks: Sequence[int], extent: memoryview, key: bytes) -> bytes:
-        hasher = blake3(key=key)
-        page, place = self.page_bytes, 0
-        for layer, memory in zip(self._layers, self._bytes, strict=True):
-            for block in blocks:
-                start = block * layer.stride_bytes
-                hasher.update(memory[start : start + page] if block >= 0 else extent[place : place + page])
-                place += page
+    def save(self, blocks: Sequence[int], extent: memoryview, key: bytes | None) -> bytes:
+        hasher, base, page = _hasher(key), _address(extent), self.page_bytes
+        for layer, memory, block, place in self._pages(blocks):
+            start = block * layer.stride_bytes
+            ctypes.memmove(base + place, layer.address + start, page)
+            # Page by page: the copy has just brought it into the processor's cache.
+            hasher.update(memory[start : start + page])
         return hasher.digest()
 
-    def _pages(self, blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """Address in the engine and offset in the extent of every page that takes part."""
+    def load(self, blocks: Sequence[int], extent: memoryview, key: bytes | None) -> bytes:
+        hasher, base, page = _hasher(key), _address(extent), self.page_bytes
+        for layer, memory, block, place in self._pages(blocks):
+            if block < 0:
+                hasher.update(extent[place : place + page])
+                continue
+            start = block * layer.stride_bytes
+            ctypes.memmove(layer.address + start, base + place, page)
+            hasher.update(memory[start : start + page])
+        return hasher.digest()
+
+    def _pages(self, blocks: Sequence[int]) -> Iterator[tuple[LayerMemory, memoryview, int, int]]:
+        """Layer, the layer's bytes, block and offset in the extent of every page."""
         place = 0
-        for layer in self._layers:
+        for layer, memory in zip(self._layers, self._bytes, strict=True):
             for block in blocks:
-                if block >= 0:
-                    yield layer.address + block * layer.stride_bytes, place
+                yield layer, memory, block, place
                 place += self.page_bytes
 
 
@@ -120,14 +138,18 @@ class _DeviceBlocks:
         self.page_bytes = layers[0].page_bytes
         self.block_bytes = self.page_bytes * len(layers)
 
-    def save(self, blocks: Sequence[int], extent: memoryview) -> None:
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+    def computed(self) -> Computed:
+        event: Computed = torch.cuda.current_stream(self._device).record_event()
+        return event
+
+    def save(self, blocks: Sequence[int], extent: memoryview, key: bytes | None) -> bytes:
         host = torch.frombuffer(extent, dtype=torch.int8)
         with torch.cuda.stream(self._stream):
             host.copy_(self._gather(blocks), non_blocking=True)
         self._stream.synchronize()
+        return self._digest(blocks, extent, key)
 
-    def load(self, blocks: Sequence[int], extent: memoryview) -> None:
+    def load(self, blocks: Sequence[int], extent: memoryview, key: bytes | None) -> bytes:
         host = torch.frombuffer(extent, dtype=torch.int8).view(len(self._views), len(blocks), self.page_bytes)
         wanted = [place for place, block in enumerate(blocks) if block >= 0]
         with torch.cuda.stream(self._stream):
@@ -135,8 +157,11 @@ class _DeviceBlocks:
             for view, pages in zip(self._views, host, strict=True):
                 view.index_copy_(0, targets, pages[wanted].to(self._device, non_blocking=True))
         self._stream.synchronize()
+        return self._digest(blocks, extent, key)
 
-    def digest(self, blocks: Sequence[int], extent: memoryview, key: bytes) -> bytes:
+    def _digest(self, blocks: Sequence[int], extent: memoryview, key: bytes | None) -> bytes:
+        if key is None:
+            return b""
         host = torch.frombuffer(extent, dtype=torch.int8).view(len(self._views), len(blocks), self.page_bytes)
         with torch.cuda.stream(self._stream):
             found = self._gather([max(block, 0) for block in blocks]).view_as(host).cpu()
@@ -149,6 +174,18 @@ class _DeviceBlocks:
     def _gather(self, blocks: Sequence[int]) -> torch.Tensor:
         index = torch.tensor(blocks, device=self._device)
         return torch.cat([view.index_select(0, index) for view in self._views]).view(-1)
+
+
+class _NoHasher:
+    def update(self, _data: memoryview) -> None:
+        """Where nothing is checked, nothing is digested."""
+
+    def digest(self) -> bytes:
+        return b""
+
+
+def _hasher(key: bytes | None) -> blake3 | _NoHasher:
+    return _NoHasher() if key is None else blake3(key=key)
 
 
 def _byte_view(layer: LayerMemory, num_blocks: int) -> torch.Tensor:

@@ -33,7 +33,7 @@ from cachebus.engine.namespace import layout_digest, layout_parts, namespace_par
 from cachebus.engine.scheduler_half import Policy, RequestView, Scheduled, SchedulerHalf
 from cachebus.engine.statistics import HeadstartPromMetrics, HeadstartStats
 from cachebus.engine.transfer import PARAMS_KEY, StepPlan, transfer_params
-from cachebus.engine.worker_half import CONNECT_MS_MAX, Mover, Publisher
+from cachebus.engine.worker_half import CONNECT_MS_MAX, IDLE_WAIT_SECONDS, Mover, Publisher
 from cachebus.holder import HOLDER_NAME_LENGTH, Holder
 from cachebus.keeper import Keeper
 from cachebus.keys import namespace_digest
@@ -195,8 +195,8 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
         region = Region.map(Path(self._welcome.region_path))
         self._blocks = open_blocks(kv_caches, self._num_blocks)
         mover = Mover(self._run_dir, self._holder, settings.worker, self._blocks, region, settings.verify_digests)
-        publisher = Publisher(self._run_dir, self._holder, settings.worker, layout_digest(self._layout), self._blocks, region)
         mover.start()
+        publisher = Publisher(self._run_dir, self._holder, settings.worker, layout_digest(self._layout), self._blocks, region)
 
         def reattach() -> Reattach:
             return Reattach(self._holder.id, mover.reading(), publisher.writing)
@@ -212,7 +212,7 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
         """Called before the forward pass in both versions, so the extents are there when it ends."""
         super().bind_connector_metadata(connector_metadata)
         if self._publisher is not None:
-            self._publisher.begin(self._plan().saves)
+            self._publisher.begin(self._plan())
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Called before the forward pass in 0.25.1 and after it in 0.32.0: it only queues."""
@@ -234,7 +234,7 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         if self._mover is None:
             return None, None
-        finished, self._invalid = self._mover.take_finished()
+        finished, self._invalid = self._mover.take_finished(IDLE_WAIT_SECONDS if self._plan().idle else 0)
         return None, finished or None
 
     def get_block_ids_with_load_errors(self) -> set[int]:

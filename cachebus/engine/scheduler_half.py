@@ -1,8 +1,9 @@
 """The connector's scheduler half: which prefix to pull for a request, which blocks to publish. A plain state machine.
 
-It runs on the engine core's one thread and never waits: lookups are sent when a request arrives and their answers are
-read when vLLM asks. ``Bus`` is its port to the daemon; ``now_ms`` is any monotonic clock. It knows nothing of vLLM's
-classes, and of a request only ``RequestView``.
+It runs on the engine core's one thread: lookups are sent when a request arrives and their answers are read when vLLM
+asks. The first time it asks, an answer that is about to come is waited for, since vLLM's next question is a whole step
+later. ``Bus`` is its port to the daemon; ``now_ms`` is any monotonic clock. It knows nothing of vLLM's classes, and of a
+request only ``RequestView``.
 """
 
 from __future__ import annotations
@@ -16,15 +17,27 @@ from cachebus.engine.transfer import Load, LoadPiece, Save, StepPlan, TransferPa
 from cachebus.keys import extend_chunk_keys, root_key, tail_keys
 from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request
 
+_NOT_ASKED_FOR = -1.0
+"""Deadline of a lookup whose answer vLLM has not asked for yet."""
+
+_REPLY_GRACE_MS = 50
+"""What a lookup may take beyond the wait that the daemon was asked for."""
+
+_FIRST_WAIT_MS = 2
+"""How long the first question for a request waits for a lookup's answer; it takes a third of a millisecond where a core is free."""
+
+_IMPATIENT_MS = 100
+"""After an answer that did not come in that time nobody waits so long: many requests must not wait one after the other."""
+
 
 class Bus(Protocol):
-    """Where requests to the daemon go. Neither method waits."""
+    """Where requests to the daemon go."""
 
     def submit(self, body: Request) -> int:
         """Sends and returns the ticket under which a reply may come."""
 
-    def poll(self) -> list[tuple[int, Reply]]:
-        """The replies that have come."""
+    def poll(self, wait_ms: float = 0) -> list[tuple[int, Reply]]:
+        """The replies that have come; where there are none, what comes first within ``wait_ms``."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class _Tracked:
     tails: list[bytes] = field(default_factory=list)
     phase: _Phase = _Phase.IDLE
     ticket: int = 0
-    deadline_ms: float | None = None
+    deadline_ms: float = _NOT_ASKED_FOR
     lease: int = 0
     extents: list[Extent] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
@@ -100,6 +113,9 @@ class SchedulerHalf:
         self._requests: dict[str, _Tracked] = {}
         self._tickets: dict[int, str] = {}
         self._loads: list[Load] = []
+        # Blocks that the last step with a forward pass saves; the worker may still be copying them.
+        self._saving: set[int] = set()
+        self._patient_from_ms = 0.0
 
     def add(self, view: RequestView) -> None:
         """A request arrived: look its prompt up."""
@@ -120,9 +136,11 @@ class SchedulerHalf:
         tracked.local_tokens = local_tokens
         if tracked.phase is _Phase.IDLE:
             self._ask(tracked)
+        if tracked.phase is _Phase.ASKED and tracked.deadline_ms == _NOT_ASKED_FOR:
+            tracked.deadline_ms = now_ms + self._policy.lookup_ms_max + _REPLY_GRACE_MS
+            if now_ms >= self._patient_from_ms and not self._read_replies(_FIRST_WAIT_MS):
+                self._patient_from_ms = now_ms + _IMPATIENT_MS
         if tracked.phase is _Phase.ASKED:
-            if tracked.deadline_ms is None:
-                tracked.deadline_ms = now_ms + self._policy.lookup_ms_max + _REPLY_GRACE_MS
             if now_ms < tracked.deadline_ms:
                 return None
             self._forget_ticket(tracked)
@@ -143,13 +161,14 @@ class SchedulerHalf:
             self._let_go(tracked)
             return
         first = tracked.local_tokens // self._policy.block_size
-        last = (tracked.local_tokens + external_tokens) // self._policy.block_size
+        last = -(-(tracked.local_tokens + external_tokens) // self._policy.block_size)
         self._loads.append(Load(request_id, tracked.lease, self._pieces(tracked, blocks, first, last)))
         tracked.pulled_to = tracked.local_tokens + external_tokens
         tracked.lease = 0
 
     def step(self, scheduled: Iterable[Scheduled], preempted: Iterable[str]) -> StepPlan:
         """The loads that begin in this step and the chunks that it completes."""
+        parts = list(scheduled)
         self._read_replies()
         for request_id in preempted:
             tracked = self._requests.get(request_id)
@@ -157,12 +176,23 @@ class SchedulerHalf:
                 self._abandon_lookup(tracked)
                 tracked.phase = _Phase.IDLE
         saves: list[Save] = []
-        for part in scheduled:
+        written: set[int] = set()
+        for part in parts:
             tracked = self._requests.get(part.request_id)
-            if tracked is not None:
-                saves += self._advance(tracked, part)
+            if tracked is None:
+                # Blocks that it had before are its own; only new ones may be anybody's saves.
+                written.update(part.blocks)
+                continue
+            saves += self._advance(tracked, part)
+            first = part.computed // self._policy.block_size
+            last = -(-(part.computed + part.scheduled) // self._policy.block_size)
+            written.update(tracked.blocks[first:last])
         loads, self._loads = self._loads, []
-        return StepPlan(loads, saves)
+        written.update(block for load in loads for piece in load.pieces for block in piece.blocks)
+        plan = StepPlan(loads, saves, fence=not written.isdisjoint(self._saving), idle=not parts)
+        if parts:
+            self._saving = {block for save in saves for block in save.blocks}
+        return plan
 
     def finished(self, request_id: str) -> None:
         """The request ended, however it did. A load that has begun goes on and ends its lease itself."""
@@ -180,12 +210,14 @@ class SchedulerHalf:
             tracked.phase = _Phase.SETTLED
             return
         tracked.ticket = self._bus.submit(Acquire(policy.holder, policy.layout, keys, policy.lookup_ms_max))
-        tracked.deadline_ms = None
+        tracked.deadline_ms = _NOT_ASKED_FOR
         tracked.phase = _Phase.ASKED
         self._tickets[tracked.ticket] = tracked.view.request_id
 
-    def _read_replies(self) -> None:
-        for ticket, reply in self._bus.poll():
+    def _read_replies(self, wait_ms: float = 0) -> bool:
+        """Whether any had come, or came within ``wait_ms``."""
+        replies = self._bus.poll(wait_ms)
+        for ticket, reply in replies:
             request_id = self._tickets.pop(ticket, None)
             if not isinstance(reply, Granted):
                 continue
@@ -199,17 +231,21 @@ class SchedulerHalf:
             tracked.lease, tracked.extents = reply.lease, reply.extents
             tracked.published = min(len(reply.extents), len(tracked.keys))
             tracked.tail_published = len(reply.extents) == len(tracked.keys) + len(tracked.tails)
+        return bool(replies)
 
     def _tokens_in(self, tracked: _Tracked, extents: int) -> int:
+        """Tokens that the first ``extents`` of the request's keys hold; the last block of a prompt's tail may be partly filled."""
         chunks = min(extents, len(tracked.keys))
-        return chunks * self._policy.chunk_size + (extents - chunks) * self._policy.block_size
+        if extents == chunks:
+            return chunks * self._policy.chunk_size
+        return min(chunks * self._policy.chunk_size + (extents - chunks) * self._policy.block_size, tracked.view.prompt_tokens)
 
     def _pieces(self, tracked: _Tracked, blocks: Sequence[int], first: int, last: int) -> list[LoadPiece]:
         """The extents that cover the request's blocks ``first`` to ``last``, last excluded."""
         pieces = []
         for number, extent in enumerate(tracked.extents):
             start = self._tokens_in(tracked, number) // self._policy.block_size
-            end = self._tokens_in(tracked, number + 1) // self._policy.block_size
+            end = -(-self._tokens_in(tracked, number + 1) // self._policy.block_size)
             if end > first and start < last:
                 targets = [blocks[i] if first <= i < last else -1 for i in range(start, end)]
                 pieces.append(LoadPiece(extent.key, extent.offset, extent.length, extent.digest, targets))
@@ -263,7 +299,3 @@ class SchedulerHalf:
     def _abandon_lookup(self, tracked: _Tracked) -> None:
         self._forget_ticket(tracked)
         self._let_go(tracked)
-
-
-_REPLY_GRACE_MS = 50
-"""What a lookup may take beyond the wait that the daemon was asked for."""

@@ -44,7 +44,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Save:
-    """A chunk (or tail block) that is complete when this step's forward pass ends, and the blocks it lies in."""
+    """A chunk (or a block of a prompt's tail) whose tokens are all computed when this step's forward pass ends, and where it lies."""
 
     key: bytes
     blocks: list[int]
@@ -53,10 +53,16 @@ class Save:
 
 @dataclass
 class StepPlan:
-    """One engine step's transfers."""
+    """One engine step's transfers.
+
+    ``fence``: the step writes blocks that the step before it saves, so those saves must have ended first.
+    ``idle``: the step computes nothing.
+    """
 
     loads: list[Load] = field(default_factory=list)
     saves: list[Save] = field(default_factory=list)
+    fence: bool = False
+    idle: bool = False
 
 
 def transfer_params(kv_transfer_params: Mapping[str, Any] | None) -> TransferParams | None:

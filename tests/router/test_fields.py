@@ -50,14 +50,21 @@ def test_a_refused_name_is_seen_however_it_is_written() -> None:
     with pytest.raises(ApiError, match="cache_salt"):
         parse_body(b'{"cache\\u005fsalt": "x"}')
     repeated = b'{"kv_transfer_params": {"headstart": {}}, "kv_transfer_params": null}'
-    assert json.loads(decode_body(parse_body(repeated), "t", None))["kv_transfer_params"] == {"headstart": {"transfer_id": "t", "leg": "decode"}}
+    assert json.loads(decode_body(CHAT, parse_body(repeated), "t", None))["kv_transfer_params"] == {
+        "headstart": {"transfer_id": "t", "leg": "decode"}
+    }
 
 
 def test_numbers_and_text_reach_the_engine_as_they_were_sent() -> None:
     sent = {"prompt": "a", "seed": 2**80, "temperature": 1e-7, "logit_bias": {"5": -100.0}, "stop": ["\u2028", "\u00fc"], "x": {}}
-    got = json.loads(decode_body(parse_body(json.dumps(sent).encode()), "t", [1]))
+    got = json.loads(decode_body(CHAT, parse_body(json.dumps(sent).encode()), "t", [1]))
     assert got.pop("kv_transfer_params") == {"headstart": {"transfer_id": "t", "leg": "decode"}, "prompt_token_ids": [1]}
     assert got == sent
+
+
+def test_a_completions_ids_take_its_prompts_place() -> None:
+    got = json.loads(decode_body(COMPLETIONS, {"model": "m", "prompt": "abc", "n": 2}, "t", [7, 8]))
+    assert got == {"model": "m", "prompt": [7, 8], "n": 2, "kv_transfer_params": {"headstart": {"transfer_id": "t", "leg": "decode"}}}
 
 
 def test_the_prefill_leg_has_fields_of_its_own() -> None:

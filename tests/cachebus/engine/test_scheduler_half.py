@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cachebus.engine.scheduler_half import Policy, RequestView, Scheduled, SchedulerHalf
-from cachebus.engine.transfer import TransferParams
+from cachebus.engine.transfer import StepPlan, TransferParams
 from cachebus.keys import chunk_keys, root_key, tail_keys
 from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request
 
@@ -18,12 +18,17 @@ class Bus:
     def __init__(self) -> None:
         self.sent: list[Request] = []
         self.replies: list[tuple[int, Reply]] = []
+        self.late: list[tuple[int, Reply]] = []
+        self.waits: list[float] = []
 
     def submit(self, body: Request) -> int:
         self.sent.append(body)
         return len(self.sent)
 
-    def poll(self) -> list[tuple[int, Reply]]:
+    def poll(self, wait_ms: float = 0) -> list[tuple[int, Reply]]:
+        if wait_ms:
+            self.waits.append(wait_ms)
+            self.replies += self.late
         replies, self.replies = self.replies, []
         return replies
 
@@ -47,8 +52,11 @@ class Engine:
         fields: dict[str, object] = {"salt": "", "may_pull": True, "transfer": TransferParams("id", "decode"), **view}
         self.half.add(RequestView("r", self.tokens, tokens, **fields))  # type: ignore[arg-type]
 
+    def plan(self, blocks: range | list[int], computed: int, scheduled: int, *, restarted: bool = False) -> StepPlan:
+        return self.half.step([Scheduled("r", list(blocks), restarted, computed, scheduled)], ())
+
     def step(self, blocks: range | list[int], computed: int, scheduled: int, *, restarted: bool = False) -> list[tuple[bytes, list[int], bool]]:
-        plan = self.half.step([Scheduled("r", list(blocks), restarted, computed, scheduled)], ())
+        plan = self.plan(blocks, computed, scheduled, restarted=restarted)
         return [(save.key, save.blocks, save.tail) for save in plan.saves]
 
 
@@ -68,6 +76,25 @@ def test_an_answer_that_has_not_come_is_asked_for_again_until_the_deadline() -> 
     engine.bus.grant(2)
     assert engine.half.matched("r", 0, 251) == 0
     assert engine.bus.of(Release) == [Release([5])], "a grant that comes too late must not stay leased"
+
+
+def test_an_answer_that_is_about_to_come_is_waited_for_once() -> None:
+    engine = Engine(CHUNK * 2)
+    engine.bus.grant(2)
+    engine.bus.replies, engine.bus.late = [], engine.bus.replies
+    assert engine.half.matched("r", 0, 0) == 2 * CHUNK
+    assert len(engine.bus.waits) == 1
+
+
+def test_answers_that_stay_away_are_not_waited_for_one_after_the_other() -> None:
+    engine = Engine(CHUNK)
+    for number in range(20):
+        engine.half.add(RequestView(f"r{number}", engine.tokens, CHUNK, "", True, None))
+        assert engine.half.matched(f"r{number}", 0, number) is None
+    assert len(engine.bus.waits) == 1
+    engine.half.add(RequestView("later", engine.tokens, CHUNK, "", True, None))
+    engine.half.matched("later", 0, 200)
+    assert len(engine.bus.waits) == 2
 
 
 def test_what_is_granted_is_loaded_into_the_blocks_after_the_local_ones() -> None:
@@ -125,8 +152,52 @@ def test_chunks_are_saved_in_the_step_that_completes_them() -> None:
     assert engine.step(range(5), 0, CHUNK + 1) == [(keys[0], [0, 1, 2, 3], False)]
     assert engine.step(range(5, 10), CHUNK + 1, CHUNK - 2) == []
     tail = tail_keys(keys[1], engine.tokens[2 * CHUNK :], BLOCK)
-    assert engine.step([], 2 * CHUNK - 1, BLOCK + 2) == [(keys[1], [4, 5, 6, 7], False), (tail[0], [8], True)]
+    assert engine.step([], 2 * CHUNK - 1, BLOCK + 2) == [(keys[1], [4, 5, 6, 7], False), (tail[0], [8], True), (tail[1], [9], True)]
     assert engine.step([], 2 * CHUNK + BLOCK + 1, 1) == []
+
+
+def test_a_prompts_last_block_is_pulled_and_saved_though_it_is_not_full() -> None:
+    engine = Engine(CHUNK + BLOCK + 3)
+    engine.bus.grant(3)
+    assert engine.half.matched("r", 0, 0) == CHUNK + BLOCK + 3
+    engine.half.allocated("r", list(range(10, 16)), CHUNK + BLOCK + 3)
+    plan = engine.plan(range(10, 16), CHUNK + BLOCK + 2, 1, restarted=True)
+    assert [piece.blocks for piece in plan.loads[0].pieces] == [[10, 11, 12, 13], [14], [15]]
+    assert plan.saves == []
+    assert engine.bus.of(Report) == [Report("id", "decode", "decode-0", CHUNK + BLOCK + 3, 0, CHUNK + BLOCK + 2)]
+
+    shorter, longer = Engine(CHUNK + BLOCK + 2), Engine(CHUNK + BLOCK + 4)
+    wanted = [set(acquire.keys) for other in (engine, shorter, longer) for acquire in other.bus.of(Acquire) if isinstance(acquire, Acquire)]
+    assert len(set.intersection(*wanted)) == 2, "a block that is not full serves only the prompt that ends in it"
+
+
+def test_a_step_that_writes_blocks_of_the_last_steps_saves_is_fenced() -> None:
+    engine = Engine(CHUNK + 3)
+    assert not engine.plan(range(5), 0, CHUNK + 3).fence
+    assert engine.half.step([], ()).idle, "a step without a forward pass lets nothing end"
+    engine.tokens.append(7)
+    assert engine.plan([], CHUNK + 3, 1).fence, "the next token goes into the prompt's last block"
+    engine.tokens.append(7)
+    assert not engine.plan([], CHUNK + 4, 1).fence
+
+    other = Engine(CHUNK * 2)
+    other.plan(range(8), 0, CHUNK)
+    assert not other.plan([], CHUNK, CHUNK).fence
+    assert not other.half.step([Scheduled("unknown", [9], False, 0, 3)], ()).fence
+    other.half.add(RequestView("again", other.tokens, CHUNK * 2, "", False, None))
+    other.half.step([Scheduled("again", list(range(20, 28)), False, 0, CHUNK)], ())
+    assert other.half.step([Scheduled("unknown", [20], False, 0, 3)], ()).fence, "a block was given to another request"
+
+
+def test_a_load_into_blocks_of_the_last_steps_saves_is_fenced() -> None:
+    engine = Engine(CHUNK)
+    engine.plan(range(4), 0, CHUNK)
+    engine.half.finished("r")
+    engine.half.add(RequestView("r", engine.tokens, CHUNK, "", True, None))
+    engine.bus.grant(1)
+    assert engine.half.matched("r", 0, 0) == CHUNK
+    engine.half.allocated("r", [3, 2, 1, 0], CHUNK)
+    assert engine.half.step([], ()).fence
 
 
 def test_what_the_store_has_is_not_saved_again() -> None:
