@@ -44,6 +44,8 @@ LEASES_PER_EPOCH_BITS = 20
 class _Lease:
     holder: str
     entries: list[Entry]
+    acquire: tuple[bytes, int] | None = None
+    """Client and ticket of the Acquire that it answered; None where it outlived the daemon that granted it."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,11 @@ class Directory:
             self._waiters.append(waiter)
             return []
         return [self._grant(waiter, run)]
+
+    def withdraw(self, client: bytes, ticket: int) -> list[Effect]:
+        """Ends the wait of an acquire, or the lease it was granted; nothing where that has ended already."""
+        self._waiters = [waiter for waiter in self._waiters if (waiter.client, waiter.ticket) != (client, ticket)]
+        return self.release([number for number, lease in self._leases.items() if lease.acquire == (client, ticket)])
 
     def release(self, leases: Iterable[int]) -> list[Effect]:
         """Ends leases; unknown ones are passed over, since a lease may have ended with its holder."""
@@ -221,7 +228,7 @@ class Directory:
         for number, offsets in request.reading.items():
             entries = [by_offset[offset] for offset in offsets if offset in by_offset]
             if entries and number not in self._leases:
-                self._lease(number, request.holder, entries)
+                self._lease(number, _Lease(request.holder, entries))
         gone = [
             (entry.slot, entry.generation)
             for entry in self._entries.values()
@@ -309,13 +316,13 @@ class Directory:
         if run:
             self._lease_number += 1
             number = self._lease_number
-            self._lease(number, request.holder, run)
+            self._lease(number, _Lease(request.holder, run, (waiter.client, waiter.ticket)))
         extents = [Extent(entry.key, entry.offset, entry.length, entry.digest) for entry in run]
         return Answer(waiter.client, waiter.ticket, Granted(number, extents))
 
-    def _lease(self, number: int, holder: str, entries: list[Entry]) -> None:
-        self._leases[number] = _Lease(holder, entries)
-        for entry in entries:
+    def _lease(self, number: int, lease: _Lease) -> None:
+        self._leases[number] = lease
+        for entry in lease.entries:
             entry.readers += 1
             self._idle(entry).pop(entry.slot, None)
 

@@ -79,6 +79,16 @@ class Acquire(Message, frozen=True):
     wait_ms: int
 
 
+class Withdraw(Message, frozen=True):
+    """Nobody waits for the answer to this client's Acquire of that ticket: ends its wait, or the lease it was granted.
+
+    A lease is lent before its number is known: an engine that stops caring meanwhile may not look for the answer for long. Answered
+    with nothing.
+    """
+
+    acquire: int
+
+
 class Release(Message, frozen=True):
     """Ends leases; answered with nothing."""
 
@@ -308,6 +318,7 @@ Request = (
     | Stat
     | RegisterEngine
     | Acquire
+    | Withdraw
     | Release
     | Reserve
     | Commit

@@ -7,6 +7,9 @@ was, one byte. A wrong guess costs a prefill on a decode worker and changes no t
 
 from __future__ import annotations
 
+_MARGIN = 1.25
+"""A request may be denser than those that were rendered lately."""
+
 _FORGET = 1.001
 """Growth of the fewest bytes with every request rendered, so that one odd request is forgotten after some hundreds."""
 
@@ -19,7 +22,8 @@ class Lengths:
 
     def tokens_max(self, model: str, body_bytes: int) -> float:
         """The most tokens that a request with a body of that size is thought to have."""
-        return body_bytes / self._bytes_min.get(model, 1.0)
+        densest = self._bytes_min.get(model)
+        return body_bytes if densest is None else _MARGIN * body_bytes / densest
 
     def learn(self, model: str, body_bytes: int, tokens: int) -> None:
         """A request was rendered."""

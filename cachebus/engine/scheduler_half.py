@@ -15,7 +15,7 @@ from typing import Protocol
 
 from cachebus.engine.transfer import Load, LoadPiece, Save, StepPlan, TransferParams
 from cachebus.keys import extend_chunk_keys, root_key, tail_keys
-from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request
+from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request, Withdraw
 
 _NOT_ASKED_FOR = -1.0
 """Deadline of a lookup whose answer vLLM has not asked for yet."""
@@ -293,7 +293,8 @@ class SchedulerHalf:
             tracked.lease = 0
 
     def _forget_ticket(self, tracked: _Tracked) -> None:
-        self._tickets.pop(tracked.ticket, None)
+        if self._tickets.pop(tracked.ticket, None) is not None:
+            self._bus.submit(Withdraw(tracked.ticket))
         tracked.ticket = 0
 
     def _abandon_lookup(self, tracked: _Tracked) -> None:

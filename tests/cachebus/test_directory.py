@@ -284,6 +284,22 @@ def test_records_that_overlap_are_not_served() -> None:
     assert len(new.table) == 1
 
 
+def test_a_withdrawn_acquire_ends_its_wait_or_its_lease() -> None:
+    node = Node()
+    node.store(1)
+    granted = node.acquire(1)
+    assert granted is not None
+    (slot,) = node.reserve(2)
+    assert node.acquire(2, wait_ms=50) is None
+    assert (node.stat("leases"), node.stat("waiters")) == (1, 1)
+    assert node.directory.withdraw(b"another", 2) == []
+    assert (node.stat("leases"), node.stat("waiters")) == (1, 1)
+    node.apply(node.directory.withdraw(CLIENT, 2))
+    assert (node.stat("leases"), node.stat("waiters")) == (0, 0)
+    assert not [effect for effect in node.commit([slot]) if isinstance(effect, Answer)]
+    assert node.directory.release([granted.lease]) == []
+
+
 def test_lease_numbers_of_two_lives_differ() -> None:
     one, two = Node(epoch=1), Node(epoch=2)
     for node in (one, two):

@@ -39,9 +39,9 @@ def test_cold_hit_elsewhere_and_hit_again(live: Live, tokens: int) -> None:
     assert cold.headers["x-headstart-route"] == ("prefill+decode" if tokens >= 512 else "decode")
     assert cold.headers["x-headstart-cached-tokens"] == "0"
     assert elsewhere.headers["x-headstart-worker"] != cold.headers["x-headstart-worker"]
-    whole_blocks = tokens // 128 * 128
-    assert int(elsewhere.headers["x-headstart-cached-tokens"]) in (whole_blocks, tokens - 1)
-    assert elsewhere.headers["x-headstart-cache-source"] == ("dram" if whole_blocks else "none")
+    # The engine computes a prompt's last token itself; everything before it comes from the store, a partly filled block too.
+    assert elsewhere.headers["x-headstart-cached-tokens"] == str(tokens - 1)
+    assert elsewhere.headers["x-headstart-cache-source"] == "dram"
     for answer in (cold, elsewhere, again):
         assert answer.cached_tokens == int(answer.headers["x-headstart-cached-tokens"])
         assert answer.usage["prompt_tokens"] == tokens

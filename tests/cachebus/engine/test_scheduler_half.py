@@ -5,7 +5,7 @@ from dataclasses import replace
 from cachebus.engine.scheduler_half import Policy, RequestView, Scheduled, SchedulerHalf
 from cachebus.engine.transfer import StepPlan, TransferParams
 from cachebus.keys import chunk_keys, root_key, tail_keys
-from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request
+from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request, Withdraw
 
 CHUNK, BLOCK = 64, 16
 POLICY = Policy("decode-0", "holder", b"n" * 32, b"l" * 16, CHUNK, BLOCK, True, 200, 32)
@@ -279,9 +279,11 @@ def test_a_request_that_ends_lets_go_of_what_it_has_or_will_get() -> None:
     granted.half.matched("r", 0, 0)
     granted.half.finished("r")
     assert granted.bus.of(Release) == [Release([5])]
+    assert granted.bus.of(Withdraw) == []
 
     asked = Engine(CHUNK * 2)
     asked.half.finished("r")
+    assert asked.bus.of(Withdraw) == [Withdraw(1)], "an idle engine may not read the grant for long"
     asked.bus.grant(2)
     asked.half.step([], ())
     assert asked.bus.of(Release) == [Release([5])]
