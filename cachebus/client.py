@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 from cachebus import zeromq
+from cachebus.codec import decode_reply, encode_request
 from cachebus.errors import BusError, BusUnavailable, ProtocolError, Refused
 from cachebus.holder import Holder
-from cachebus.messages import Denied, Hello, Reply, Request, Welcome, decode_reply, encode_request
+from cachebus.messages import Denied, Hello, Reply, Request, Welcome
 
 
 class BusClient:

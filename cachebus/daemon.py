@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from cachebus import holder, zeromq
+from cachebus.codec import decode_request, encode_events, encode_reply
 from cachebus.directory import Directory
 from cachebus.effects import Answer, Effect, Publish, WipeRecord, WriteRecord
 from cachebus.errors import BusError, ProtocolError, RegionError
@@ -49,9 +50,6 @@ from cachebus.messages import (
     StatReply,
     Welcome,
     Withdraw,
-    decode_request,
-    encode_events,
-    encode_reply,
 )
 from cachebus.metrics import BusMetrics
 from cachebus.region import Region

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cachebus.messages import EventBatch, Removed, SnapshotReply, Stored, Worker, WorkerDown, WorkerUp
+from cachebus.codec import EventBatch
+from cachebus.messages import Removed, SnapshotReply, Stored, Worker, WorkerDown, WorkerUp
 
 
 class Replica:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cachebus import zeromq
+from cachebus.codec import decode_events, decode_reply, encode_request
 from cachebus.errors import BusUnavailable, ProtocolError
-from cachebus.messages import Event, Snapshot, SnapshotReply, Stored, WorkerUp, decode_events, decode_reply, encode_request
+from cachebus.messages import Event, Snapshot, SnapshotReply, Stored, WorkerUp
 from cachebus.replica import Replica
 
 log = logging.getLogger("headstart.watch")

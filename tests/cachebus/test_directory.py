@@ -1,71 +1,10 @@
-"""The directory as a state machine: single rules first, then any order of events against a model."""
+"""The directory's rules, one by one."""
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from directory_node import CLIENT, PAGE, Node, answer, key, restarted
 
-from cachebus.directory import Directory
-from cachebus.effects import Answer, Effect, Publish, WipeRecord, WriteRecord
-from cachebus.messages import Acquire, Granted, NewEntry, Quarantine, Reattach, Removed, Reserve, Reserved, Slot, Stored, WrittenEntry
-from cachebus.table import Record
-
-PAGE = 4096
-LAYOUT = b"l" * 16
-CLIENT = b"client"
-
-
-def key(number: int) -> bytes:
-    return number.to_bytes(32, "big")
-
-
-def answer(effects: list[Effect]) -> Answer:
-    (found,) = [effect for effect in effects if isinstance(effect, Answer)]
-    return found
-
-
-class Node:
-    """A directory and the table that its effects write."""
-
-    def __init__(self, pages: int = 8, epoch: int = 1) -> None:
-        self.directory = Directory(pages * PAGE, 64, epoch)
-        self.table: dict[int, Record] = {}
-        self.events: list[object] = []
-
-    def apply(self, effects: list[Effect]) -> list[Effect]:
-        for effect in effects:
-            if isinstance(effect, WriteRecord):
-                self.table[effect.slot] = effect.record
-            elif isinstance(effect, WipeRecord):
-                self.table.pop(effect.slot, None)
-            elif isinstance(effect, Publish):
-                self.events.append(effect.event)
-        return effects
-
-    def reserve(self, *numbers: int, holder: str = "w", tail: bool = False, layout: bytes = LAYOUT, pages: int = 1) -> list[Slot]:
-        entries = [NewEntry(key(n), pages * PAGE, tail) for n in numbers]
-        body = answer(self.apply(self.directory.reserve(CLIENT, 1, Reserve(holder, layout, entries)))).body
-        assert isinstance(body, Reserved)
-        return body.slots
-
-    def commit(self, slots: list[Slot], holder: str = "w") -> list[Effect]:
-        written = [WrittenEntry(s.slot, s.generation, b"digest of " + s.key) for s in slots]
-        return self.apply(self.directory.commit(holder, written, 0))
-
-    def store(self, *numbers: int, **options: object) -> None:
-        self.commit(self.reserve(*numbers, **options))  # type: ignore[arg-type]
-
-    def acquire(self, *numbers: int, holder: str = "r", wait_ms: int = 0, now: float = 0, layout: bytes = LAYOUT) -> Granted | None:
-        request = Acquire(holder, layout, [key(n) for n in numbers], wait_ms)
-        effects = self.apply(self.directory.acquire(CLIENT, 2, request, now))
-        if not effects:
-            return None
-        body = answer(effects).body
-        assert isinstance(body, Granted)
-        return body
-
-    def stat(self, name: str) -> float:
-        return self.directory.statistics()[name]
+from cachebus.effects import Answer, Publish, WriteRecord
+from cachebus.messages import Granted, Quarantine, Reattach, Removed, Stored
 
 
 def test_only_the_committed_run_from_the_first_key_is_granted() -> None:
@@ -205,14 +144,6 @@ def test_another_layout_is_a_miss_and_takes_the_place_when_idle() -> None:
     assert node.acquire(1, layout=b"m" * 16) != Granted(0, [])
 
 
-def restarted(node: Node, living: set[str], epoch: int = 2) -> Node:
-    new = Node(epoch=epoch)
-    new.table = dict(node.table)
-    new.apply(new.directory.adopt(node.table.items(), living))
-    new.directory.check_integrity()
-    return new
-
-
 def test_a_new_daemon_serves_what_was_committed_and_keeps_what_is_being_written() -> None:
     node = Node()
     node.store(1, 2)
@@ -308,90 +239,6 @@ def test_lease_numbers_of_two_lives_differ() -> None:
     assert first is not None
     assert second is not None
     assert first.lease != second.lease
-
-
-class Life(RuleBasedStateMachine):
-    """Engines that reserve, commit, abandon, pull and die, and a daemon that restarts, in any order.
-
-    The model is what each extent holds: a write that lands in an extent which somebody else reads or writes is the one
-    thing that must never happen, so every write is checked against every open lease.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.node = Node(pages=4)
-        self.writing: dict[int, tuple[str, Slot]] = {}
-        self.reading: dict[int, tuple[str, Granted]] = {}
-        self.epoch = 1
-
-    @rule(numbers=st.lists(st.integers(0, 6), min_size=1, max_size=3, unique=True), holder=st.sampled_from("ab"))
-    def reserve(self, numbers: list[int], holder: str) -> None:
-        for slot in self.node.reserve(*numbers, holder=holder):
-            busy = {s.offset for _, s in self.writing.values()} | {e.offset for _, g in self.reading.values() for e in g.extents}
-            assert slot.offset not in busy
-            self.writing[slot.slot] = (holder, slot)
-
-    @precondition(lambda self: self.writing)
-    @rule(data=st.data(), commit=st.booleans())
-    def finish(self, data: st.DataObject, commit: bool) -> None:
-        number = data.draw(st.sampled_from(sorted(self.writing)))
-        holder, slot = self.writing.pop(number)
-        if commit:
-            self.node.commit([slot], holder)
-        else:
-            self.node.apply(self.node.directory.abandon(holder, [(slot.slot, slot.generation)], 0))
-
-    @rule(numbers=st.lists(st.integers(0, 6), min_size=1, max_size=4, unique=True), holder=st.sampled_from("ab"))
-    def pull(self, numbers: list[int], holder: str) -> None:
-        granted = self.node.acquire(*numbers, holder=holder)
-        assert granted is not None
-        assert [e.key for e in granted.extents] == [key(n) for n in numbers][: len(granted.extents)]
-        assert not {e.offset for e in granted.extents} & {s.offset for _, s in self.writing.values()}
-        if granted.lease:
-            self.reading[granted.lease] = (holder, granted)
-
-    @precondition(lambda self: self.reading)
-    @rule(data=st.data(), bad=st.booleans())
-    def done(self, data: st.DataObject, bad: bool) -> None:
-        number = data.draw(st.sampled_from(sorted(self.reading)))
-        _, granted = self.reading.pop(number)
-        if bad:
-            extent = granted.extents[0]
-            self.node.apply(self.node.directory.quarantine(Quarantine(extent.key, extent.digest)))
-        self.node.apply(self.node.directory.release([number]))
-
-    @rule(holder=st.sampled_from("ab"))
-    def die(self, holder: str) -> None:
-        self.node.apply(self.node.directory.holder_died(holder, 0))
-        self.writing = {n: item for n, item in self.writing.items() if item[0] != holder}
-        self.reading = {n: item for n, item in self.reading.items() if item[0] != holder}
-
-    @rule()
-    def restart(self) -> None:
-        self.epoch += 1
-        living = {holder for holder, _ in [*self.writing.values(), *self.reading.values()]}
-        new = Node(pages=4, epoch=self.epoch)
-        new.table = dict(self.node.table)
-        new.apply(new.directory.adopt(self.node.table.items(), living))
-        for holder in living:
-            reading = {n: [e.offset for e in g.extents] for n, (h, g) in self.reading.items() if h == holder}
-            writing = [s.slot for h, s in self.writing.values() if h == holder]
-            new.apply(new.directory.reattach(Reattach(holder, reading, writing), 0))
-        assert set(new.directory._leases) == set(self.reading)
-        self.node = new
-
-    @invariant()
-    def holds(self) -> None:
-        self.node.directory.check_integrity()
-        statistics = self.node.directory.statistics()
-        assert statistics["leases"] == len(self.reading)
-        assert statistics["writing"] == len(self.writing)
-        recorded = {record.key for record in self.node.table.values() if record.digest.strip(b"\0") and not record.tail}
-        assert recorded >= set(self.node.directory.keys())
-
-
-TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
 def test_integrity_check_can_fail() -> None:

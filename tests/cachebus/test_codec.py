@@ -3,20 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cachebus.codec import PROTOCOL_VERSION, decode_events, decode_reply, decode_request, encode_events, encode_reply, encode_request
 from cachebus.errors import ProtocolError
-from cachebus.messages import (
-    PROTOCOL_VERSION,
-    Acquire,
-    Granted,
-    Reattach,
-    Stored,
-    decode_events,
-    decode_reply,
-    decode_request,
-    encode_events,
-    encode_reply,
-    encode_request,
-)
+from cachebus.messages import Acquire, Granted, Reattach, Stored
 
 
 def test_messages_survive_the_wire() -> None:
