@@ -31,7 +31,8 @@ class RouterUnderTest:
         self.port = self._server.servers[0].sockets[0].getsockname()[1]
 
     def stop(self) -> None:
-        self._server.should_exit = True
+        # A test that failed may have left requests that nothing will ever answer.
+        self._server.should_exit = self._server.force_exit = True
         self._thread.join()
 
     @property

@@ -191,7 +191,8 @@ def test_a_prefill_goes_on_while_somebody_waits_and_ends_when_nobody_does(make_e
     leader = leave(router, LONG)
     wait_for(lambda: len(prefill.bodies) == 1)
     follower = leave(router, LONG + "!")
-    wait_for(lambda: b"in_flight 2.0" in router.get("/metrics")[1])
+    flights = router.gateway.dispatcher.flights
+    wait_for(lambda: {flight._interested for flight in flights._by_key.values()} == {2})
     leader.close()
     wait_for(lambda: b"in_flight 1.0" in router.get("/metrics")[1])
     assert prefill.aborted == 0
