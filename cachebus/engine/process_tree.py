@@ -7,11 +7,12 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 _PR_SET_PDEATHSIG = 1
+_MULTIPROCESSING = ("/dev/shm/psm_", "/dev/shm/sem.mp-")
 
 
 def die_with_parent() -> None:
@@ -56,12 +57,28 @@ def is_running(pid: int) -> bool:
     return fields.rpartition(")")[2].split()[0] not in "ZX"
 
 
-def kill_tree(process: subprocess.Popen[bytes], known: Sequence[int] = ()) -> None:
-    """Kills a process with all below it (``known``: those seen before it died) and waits for it."""
+def shared_memory(pids: Iterable[int]) -> set[Path]:
+    """The shared memory of Python's multiprocessing that the processes have mapped."""
+    found: set[Path] = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            mapped = (line.split(maxsplit=5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
+            found.update(Path(path) for path in mapped if path.startswith(_MULTIPROCESSING))
+    return found
+
+
+def kill_tree(process: subprocess.Popen[bytes], known: Sequence[int] = (), shared: Iterable[Path] = ()) -> None:
+    """Kills a process with all below it and waits for it; what shared memory a killed process can't remove itself is removed.
+
+    ``known`` and ``shared``: processes and their shared memory that were seen before some of them died.
+    """
     everybody = {*descendants(process.pid), *known}
+    left = {*shared, *shared_memory([process.pid, *everybody])}
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     for pid in everybody:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
+    for path in left:
+        path.unlink(missing_ok=True)

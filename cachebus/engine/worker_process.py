@@ -20,6 +20,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 from types import FrameType
 
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
@@ -76,6 +77,7 @@ class WorkerProcess:
         self._ending = threading.Event()
         self._forced = threading.Event()
         self._pids: list[int] = []
+        self._shared: set[Path] = set()
 
     def run(self) -> int:
         """Runs the worker. Raises HeadstartError where it can't even begin (no bus, port in use, no vLLM)."""
@@ -106,7 +108,7 @@ class WorkerProcess:
                 return EXIT_DRAINED
             return self._serve(engine, url, holder, client, version)
         finally:
-            process_tree.kill_tree(engine, self._pids)
+            process_tree.kill_tree(engine, self._pids, self._shared)
             client.close()
             holder.close()
 
@@ -126,6 +128,7 @@ class WorkerProcess:
         keeper = Keeper(spec.run_dir, spec.worker, holder, lambda: registration, epoch)
         keeper.start()
         self._pids = process_tree.descendants(engine.pid)
+        self._shared = process_tree.shared_memory([engine.pid, *self._pids])
         self._up.set(1)
         self._log.info("%s ready: %s at %s", spec.worker, served_name(spec.model), url)
         while not self._ending.wait(WATCH_SECONDS):

@@ -32,6 +32,8 @@ def right_answer(live: Live, tokens: int) -> Answer:
 def test_the_prefill_worker_dies_in_the_middle_of_a_prompt(live: Live, victim: str) -> None:
     processes = live.engine_processes("prefill-0")
     assert set(processes) == {"api server", "engine core", "worker"}
+    shared = process_tree.shared_memory(processes.values())
+    assert shared
     body = live.body(live.prompts.text(8000))
     published = live.statistics()["stored_total"]
     with ThreadPoolExecutor(1) as pool:
@@ -44,6 +46,7 @@ def test_the_prefill_worker_dies_in_the_middle_of_a_prompt(live: Live, victim: s
     assert found.headers["x-headstart-route"] == "decode"
     wait_for(lambda: not any(process_tree.is_running(pid) for pid in processes.values()), 10)
     assert live.cluster.processes["prefill-0"].wait(20) == 3
+    assert not [path for path in shared if path.exists()]
     wait_for(lambda: "prefill-0" not in live.workers())
     live.await_rest()
     assert found.token_ids == live.plains(body).token_ids

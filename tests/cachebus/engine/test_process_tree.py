@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from tests_shared import wait_for
 
@@ -11,6 +12,14 @@ from cachebus.engine import process_tree
 FAMILY = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(60)"])
+time.sleep(60)
+"""
+
+SHARES_MEMORY = """
+import time
+from multiprocessing.shared_memory import SharedMemory
+memory = SharedMemory(create=True, size=4096)
+print(memory.name, flush=True)
 time.sleep(60)
 """
 
@@ -50,3 +59,21 @@ os.kill(os.getpid(), 9)
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     wait_for(lambda: not process_tree.is_running(int(shown.stdout)))
+
+
+def test_shared_memory_of_a_killed_tree_is_removed() -> None:
+    process = process_tree.start([sys.executable, "-c", SHARES_MEMORY], os.environ, subprocess.PIPE, None)
+    assert process.stdout is not None
+    path = Path("/dev/shm", process.stdout.readline().decode().strip())
+    assert process_tree.shared_memory([process.pid]) == {path}
+    process_tree.kill_tree(process)
+    assert not path.exists()
+
+
+def test_shared_memory_that_was_seen_before_its_process_died_is_removed(tmp_path: Path) -> None:
+    process = process_tree.start([sys.executable, "-c", ""], os.environ, None, None)
+    process.wait()
+    path = tmp_path / "psm_x"
+    path.touch()
+    process_tree.kill_tree(process, shared=[path, tmp_path / "gone"])
+    assert not path.exists()
