@@ -48,23 +48,29 @@ BUS_MS_MAX = 5000
 PROGRESS_SECONDS = 5.0
 WATCH_SECONDS = 0.2
 ENGINE_END_SECONDS_MAX = 15
-_LINES_KEPT = 40
+_LINES_KEPT, _ERRORS_KEPT = 5, 5
 _BUSY = re.compile(rb"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([0-9.e+]+)", re.MULTILINE)
 
 
 class EngineOutput(threading.Thread):
-    """Passes the engine's output on to stderr, each line under the worker's name, and keeps the last lines."""
+    """Passes the engine's output on to stderr, each line under the worker's name, and keeps the last lines and the last errors.
+
+    An engine core's error is followed by the long traceback of the API server that waited for it, so the last lines alone don't say why.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], name: str) -> None:
         super().__init__(name="engine-output", daemon=True)
         self._process, self._label = process, name
         self.last: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
+        self.errors: collections.deque[str] = collections.deque(maxlen=_ERRORS_KEPT)
 
     def run(self) -> None:
         assert self._process.stdout is not None
         for raw in self._process.stdout:
             line = raw.decode(errors="replace").rstrip()
             self.last.append(line)
+            if "Error" in line or "error:" in line:
+                self.errors.append(line)
             sys.stderr.write(f"[{self._label}] {line}\n")
 
 
@@ -101,7 +107,7 @@ class WorkerProcess:
         try:
             failure = self._await_health(engine, url)
             if failure:
-                tail = "\n".join(_reason(list(output.last)))
+                tail = "\n".join(output.errors or output.last)
                 self._log.error("the engine did not start: %s\n%s", failure, tail)
                 return EXIT_ENGINE_NOT_STARTED
             if self._ending.is_set():
@@ -227,9 +233,3 @@ def _busy(url: str) -> bool:
 def _max_model_len(url: str) -> int:
     models = json.loads(_get(f"{url}/v1/models") or b"{}").get("data") or [{}]
     return int(models[0].get("max_model_len") or 0)
-
-
-def _reason(lines: list[str]) -> list[str]:
-    """The lines that say why an engine failed: its last errors, or simply its last lines."""
-    errors = [line for line in lines if "Error" in line or "error:" in line]
-    return (errors or lines)[-5:]
