@@ -19,7 +19,7 @@ from cachebus.table import RECORD_BYTES, Table
 
 PAGE_BYTES = 4096
 _MAGIC = b"HEADSTRT"
-_VERSION = 1
+_VERSION = 2
 _SUPERBLOCK = struct.Struct("<8sIIQQQ")
 _SLOT_COVERS_BYTES = 32 * 1024
 _SLOTS_MIN, _SLOTS_MAX = 1024, 1 << 20

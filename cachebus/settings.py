@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 import msgspec
 import yaml
@@ -20,6 +20,9 @@ import yaml
 from cachebus.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "HEADSTART_"
+REMOTE_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://", "redis+sentinel://", "rediss+sentinel://")
+_AT_LEAST_ONE = ("remote_timeout_ms", "remote_connections", "promote_ms_max")
+_NODE_PORT_MAX = 65533
 _IPC_PATH_BYTES_MAX = 107
 _LONGEST_SOCKET = "/events.sock"
 _TOO_LONG = f"too long for a socket's path ({_IPC_PATH_BYTES_MAX} bytes with the socket's name): choose a shorter one"
@@ -73,6 +76,34 @@ class CacheSettings(Section, frozen=True):
     """Keep chunks in DRAM; the region is also the way between workers, so it can't be false"""
     max_local_cpu_size: float = 5.0
     """Gigabytes (1e9 bytes) of DRAM for the whole node (LMCache's key of this name counts for one worker)"""
+    local_disk: str = ""
+    """Folder of the NVMe tier, on a file system with O_DIRECT; empty: no such tier"""
+    max_local_disk_size: float = 0.0
+    """Gigabytes (1e9 bytes) that the NVMe tier may take on disk, all its files together"""
+    remote_url: str = ""
+    """Shared tier: redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://HOST:PORT,.../SERVICE (Valkey is the same); empty: none"""
+    remote_ttl_seconds: int = 604_800
+    """How long the shared tier keeps a chunk that nobody asks for; 0: until it evicts it"""
+    remote_timeout_ms: int = 40
+    """Longest silence of the shared tier during one operation: then it is a miss, and the tier is left alone until it answers again"""
+    remote_connections: int = 4
+    """Connections to the shared tier, each with a thread"""
+    eviction: Literal["lru", "s3fifo"] = "lru"
+    """What goes first when a tier is full: lru, or s3fifo, which prompts that come once can't flush"""
+    chunk_ttl_seconds: int = 0
+    """A chunk that was not used for this long is dropped from DRAM and NVMe; 0: never"""
+    tenant_share_max: float = 1.0
+    """Share of a tier that chunks under one cache_salt may take"""
+    write_behind_gb_max: float = 1.0
+    """Gigabytes of the region that may wait to be written to slower tiers; what exceeds it is written when DRAM evicts it"""
+    promote_ms_max: int = 500
+    """Longest wait for the next chunk on its way up from a slower tier; then the rest is computed"""
+    node_host: str = "127.0.0.1"
+    """Address at which other nodes' cachebuses reach this one; other than loopback only with security.keys_dir"""
+    node_port: int = 0
+    """First of three ports (requests, events, bytes) for other nodes; 0: this node serves no other"""
+    peers: list[str] = []
+    """Other nodes, as HOST:PORT with their node_port"""
     save_decode_cache: bool = True
     """Publish what decode workers generate, so that a chat's next turn is a hit"""
     run_dir: str = ""
@@ -87,7 +118,8 @@ class CacheSettings(Section, frozen=True):
     """Port of the cachebus's own /metrics; 0: none"""
 
     def problems(self) -> list[Problem]:
-        found = negative(self, "lookup_ms_max", "pull_tokens_min") + ports(self, "metrics_port")
+        found = negative(self, "lookup_ms_max", "pull_tokens_min", "remote_ttl_seconds", "chunk_ttl_seconds", "write_behind_gb_max")
+        found += ports(self, "metrics_port") + self._tier_problems()
         if self.chunk_size < 16 or self.chunk_size % 16:
             found.append(("chunk_size", f"{self.chunk_size} is no multiple of 16; 256 suits most models, 512 contexts over 128K"))
         if not self.local_cpu:
@@ -97,6 +129,22 @@ class CacheSettings(Section, frozen=True):
             found.append(("max_local_cpu_size", f"{self.max_local_cpu_size} gives no room; it is in gigabytes, for the whole node"))
         if self.run_dir and not _fits_sockets(Path(self.run_dir).absolute()):
             found.append(("run_dir", _TOO_LONG))
+        return found
+
+    def _tier_problems(self) -> list[Problem]:
+        found = [(key, f"{getattr(self, key)} is too small; give at least 1") for key in _AT_LEAST_ONE if getattr(self, key) < 1]
+        if not 0 <= self.max_local_disk_size < math.inf or (self.local_disk and not self.max_local_disk_size):
+            found.append(("max_local_disk_size", f"{self.max_local_disk_size} gives local_disk no room; it is in gigabytes"))
+        if self.remote_url and not self.remote_url.startswith(REMOTE_SCHEMES):
+            found.append(("remote_url", f"no shared tier is known that starts so; give one of {', '.join(REMOTE_SCHEMES)}"))
+        if not 0 < self.tenant_share_max <= 1:
+            found.append(("tenant_share_max", f"{self.tenant_share_max} is no share; give more than 0 and at most 1"))
+        if not 0 <= self.node_port <= _NODE_PORT_MAX:
+            found.append(("node_port", f"{self.node_port} can't be the first of three ports; give 0 to {_NODE_PORT_MAX}"))
+        for peer in self.peers:
+            host, _, port = peer.rpartition(":")
+            if not host or not port.isdigit() or not 0 < int(port) <= _NODE_PORT_MAX:
+                found.append(("peers", f"{peer!r} names no node; write HOST:PORT with that node's node_port"))
         return found
 
     def resolved_run_dir(self, environ: Mapping[str, str]) -> Path:
@@ -122,7 +170,13 @@ class SecuritySettings(Section, frozen=True):
     verify_digests: bool = True
     """Check every chunk against its digest where it arrived; turn it off only to show what it is for"""
     digest_key_file: str = ""
-    """File of 32 bytes that key the digests; empty: made by the cachebus in run_dir"""
+    """File of 32 bytes that key the digests; empty: made by the cachebus in local_disk or run_dir. Nodes that share chunks share it"""
+    encrypt_at_rest: bool = False
+    """Encrypt chunks with AES-256-GCM on NVMe and in the shared tier, under a key derived from the digest key"""
+    keys_dir: str = ""
+    """This node's folder from `headstart keys`: its own key and the public keys that may connect; empty: no encryption, loopback only"""
+    encrypt_peer_bytes: bool = True
+    """Encrypt KV bytes between nodes, too, which holds a stream to about 0.9 GB/s; without it they are still checked by their keyed digest"""
 
 
 class WorkerSettings(Section, frozen=True):

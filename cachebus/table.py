@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from enum import IntEnum
 from zlib import crc32
 
+from cachebus.chunk import TENANT_BYTES
 from cachebus.keys import KEY_BYTES
 
 LAYOUT_BYTES = 16
 DIGEST_BYTES = 32
 HOLDER_BYTES = 32
 RECORD_BYTES = 192
-_RECORD = struct.Struct(f"<IIQQB{KEY_BYTES}s{DIGEST_BYTES}s{LAYOUT_BYTES}s{HOLDER_BYTES}s")
+_RECORD = struct.Struct(f"<IIQQBBQ{KEY_BYTES}s{DIGEST_BYTES}s{LAYOUT_BYTES}s{HOLDER_BYTES}s{TENANT_BYTES}s")
 _CHECKSUM = struct.Struct("<I")
 assert _RECORD.size + _CHECKSUM.size <= RECORD_BYTES
+FREE_RECORD = bytes(RECORD_BYTES)
+"""What a free slot holds."""
 
 
 class State(IntEnum):
@@ -34,7 +37,10 @@ class State(IntEnum):
 
 @dataclass(frozen=True)
 class Record:
-    """One extent: ``length`` bytes at ``offset`` of the region's data, under ``key``; ``holder`` writes it while it is reserved."""
+    """One extent: ``length`` bytes at ``offset`` of a tier's space, under ``key``; ``holder`` writes it while it is reserved.
+
+    ``used_at`` is seconds since 1970, ``tenant`` is derived from the cache_salt (see ``cachebus.keys``).
+    """
 
     state: State
     generation: int
@@ -45,6 +51,40 @@ class Record:
     digest: bytes
     layout: bytes
     holder: str
+    tenant: bytes = bytes(TENANT_BYTES)
+    pinned: bool = False
+    used_at: int = 0
+
+
+def pack_record(record: Record) -> bytes:
+    """A record with its checksum, ``RECORD_BYTES`` long."""
+    packed = _RECORD.pack(
+        record.state,
+        record.generation,
+        record.offset,
+        record.length,
+        record.tail,
+        record.pinned,
+        record.used_at,
+        record.key,
+        record.digest,
+        record.layout,
+        record.holder.encode(),
+        record.tenant,
+    )
+    return (packed + _CHECKSUM.pack(crc32(packed))).ljust(RECORD_BYTES, b"\0")
+
+
+def unpack_record(packed: bytes) -> Record | None:
+    """The record; None where it is torn or free."""
+    state, generation, offset, length, tail, pinned, used_at, key, digest, layout, holder, tenant = _RECORD.unpack_from(packed)
+    if state not in (State.RESERVED, State.COMMITTED, State.DOOMED):
+        return None
+    (checksum,) = _CHECKSUM.unpack_from(packed, _RECORD.size)
+    if checksum != crc32(packed[: _RECORD.size]):
+        return None
+    name = holder.rstrip(b"\0").decode("ascii", "replace")
+    return Record(State(state), generation, offset, length, bool(tail), key, digest, layout, name, tenant, bool(pinned), used_at)
 
 
 class Table:
@@ -56,41 +96,26 @@ class Table:
 
     def write(self, slot: int, record: Record) -> None:
         """Writes a record with its checksum."""
-        packed = _RECORD.pack(
-            record.state,
-            record.generation,
-            record.offset,
-            record.length,
-            record.tail,
-            record.key,
-            record.digest,
-            record.layout,
-            record.holder.encode(),
-        )
-        self._put(slot, packed)
+        self._put(slot, pack_record(record))
 
     def wipe(self, slot: int) -> None:
         """Marks a slot free."""
-        self._put(slot, bytes(_RECORD.size))
+        self._put(slot, FREE_RECORD)
+
+    def record(self, slot: int) -> Record | None:
+        """A slot's record as it is now; None where it is free, or just being written."""
+        return unpack_record(bytes(self._memory[slot * RECORD_BYTES : (slot + 1) * RECORD_BYTES]))
 
     def read(self) -> Iterator[tuple[int, Record]]:
         """Every slot whose record is whole and not free."""
         for slot in range(self.slots):
-            start = slot * RECORD_BYTES
-            packed = bytes(self._memory[start : start + _RECORD.size])
-            state, generation, offset, length, tail, key, digest, layout, holder = _RECORD.unpack(packed)
-            if state not in (State.RESERVED, State.COMMITTED, State.DOOMED):
-                continue
-            (checksum,) = _CHECKSUM.unpack_from(self._memory, start + _RECORD.size)
-            if checksum == crc32(packed):
-                name = holder.rstrip(b"\0").decode("ascii", "replace")
-                yield slot, Record(State(state), generation, offset, length, bool(tail), key, digest, layout, name)
+            record = self.record(slot)
+            if record is not None:
+                yield slot, record
 
     def close(self) -> None:
         """Lets go of the memory."""
         self._memory.release()
 
     def _put(self, slot: int, packed: bytes) -> None:
-        start = slot * RECORD_BYTES
-        self._memory[start : start + len(packed)] = packed
-        _CHECKSUM.pack_into(self._memory, start + len(packed), crc32(packed))
+        self._memory[slot * RECORD_BYTES : (slot + 1) * RECORD_BYTES] = packed
