@@ -31,3 +31,7 @@ class RegionError(BusError):
 
 class UnsupportedModel(HeadstartError):
     """A model, layout or parallelism whose KV layout is not proven; named so that silence can't corrupt KV."""
+
+
+class TierError(BusError):
+    """A tier below DRAM can't be used; the node goes on without it."""
