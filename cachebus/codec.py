@@ -13,7 +13,7 @@ import msgspec
 from cachebus.errors import ProtocolError
 from cachebus.messages import Event, Reply, Request
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class RequestEnvelope(msgspec.Struct, frozen=True, array_like=True):

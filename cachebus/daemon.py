@@ -18,22 +18,29 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 
-from cachebus import holder, zeromq
+from cachebus import census, holder, zeromq
+from cachebus.below import Below
 from cachebus.codec import decode_request, encode_events, encode_reply
 from cachebus.directory import Directory
-from cachebus.effects import Answer, Effect, Publish, WipeRecord, WriteRecord
+from cachebus.effects import Answer, Effect, Publish, Start, WipeRecord, WriteRecord
 from cachebus.errors import BusError, ProtocolError, RegionError
+from cachebus.lanes import Memory
 from cachebus.members import Members
 from cachebus.messages import (
     Abandon,
     Acquire,
+    Chunks,
+    Clear,
     Commit,
+    Count,
     Denied,
     Done,
     Drain,
     Event,
     Hello,
     Leave,
+    ListChunks,
+    Pin,
     Ping,
     Pong,
     Quarantine,
@@ -48,6 +55,7 @@ from cachebus.messages import (
     SnapshotReply,
     Stat,
     StatReply,
+    Tier,
     Welcome,
     Withdraw,
 )
@@ -59,6 +67,7 @@ log = logging.getLogger("headstart.cachebus")
 
 TICK_MS = 20
 REAP_MS = 500
+UPKEEP_MS = 1000
 HEARTBEAT_MS = 1000
 KEY_BYTES = 32
 
@@ -66,16 +75,27 @@ KEY_BYTES = 32
 class Daemon:
     """Requests in, effects carried out. ``now_ms`` is a monotonic clock."""
 
-    def __init__(self, run_dir: Path, region: Region, chunk_size: int, digest_key: bytes, metrics: BusMetrics) -> None:
+    def __init__(self, run_dir: Path, region: Region, digest_key: bytes, metrics: BusMetrics, cache: CacheSettings) -> None:
         self._run_dir = run_dir
         self._region = region
-        self._chunk_size = chunk_size
+        self._cache = cache
+        self._chunk_size = cache.chunk_size
         self._digest_key = digest_key
         self._metrics = metrics
         self._epoch = time.time_ns() // 1_000_000
         self._seq = 0
         self._members = Members()
-        self._directory = Directory(region.data_bytes, region.table.slots, self._epoch)
+        self._server = zeromq.Server(address(run_dir, zeromq.REQUESTS), address(run_dir, zeromq.EVENTS))
+        self._below = Below.open(cache, Memory(region.data, digest_key), self._server.wake)
+        self._directory = Directory(
+            region.data_bytes,
+            region.table.slots,
+            self._epoch,
+            self._below.tiers,
+            cache.eviction,
+            cache.tenant_share_max,
+            time.time() - time.monotonic(),
+        )
         self._holders: set[str] = set()
         self._messages: Counter[str] = Counter()
         self._stopping = False
@@ -97,10 +117,12 @@ class Daemon:
             Commit: lambda c, t, r: self._directory.commit(r.holder, r.entries, _now_ms()),
             Abandon: lambda c, t, r: self._directory.abandon(r.holder, r.slots, _now_ms()),
             Quarantine: self._quarantine,
+            ListChunks: lambda c, t, r: [Answer(c, t, Chunks(census.chunks(self._directory)))],
+            Pin: self._pin,
+            Clear: self._clear,
             Reattach: self._reattach,
         }
         self._adopt()
-        self._server = zeromq.Server(address(run_dir, zeromq.REQUESTS), address(run_dir, zeromq.EVENTS))
 
     def _adopt(self) -> None:
         living = holder.living(self._run_dir)
@@ -117,14 +139,18 @@ class Daemon:
 
     def run(self) -> None:
         """Serves until ``stop``."""
-        reap_at = beat_at = 0.0
+        reap_at = beat_at = upkeep_at = 0.0
         while not self._stopping:
             frames = self._server.receive(TICK_MS)
             while frames is not None:
                 self._handle(frames)
                 frames = self._server.receive(0)
             now = _now_ms()
+            self._take_outcomes(now)
             self._carry_out(self._directory.tick(now))
+            if now >= upkeep_at:
+                upkeep_at = now + UPKEEP_MS
+                self._carry_out(self._directory.upkeep(now, self._cache.chunk_ttl_seconds))
             if now >= reap_at:
                 reap_at = now + REAP_MS
                 self._reap()
@@ -138,7 +164,8 @@ class Daemon:
         self._stopping = True
 
     def close(self) -> None:
-        """Unbinds, and removes the region if no living worker maps it."""
+        """Writes behind what is queued, unbinds, and removes the region if no living worker maps it."""
+        self._below.close()
         self._server.close()
         in_use = holder.living(self._run_dir)
         self._region.close()
@@ -186,12 +213,27 @@ class Daemon:
                 self._region.table.write(effect.slot, effect.record)
             elif isinstance(effect, WipeRecord):
                 self._region.table.wipe(effect.slot)
+            elif isinstance(effect, Start):
+                self._below.start(effect.job)
             elif isinstance(effect, Publish):
                 self._events.append(effect.event)
         if self._events:
             self._seq += 1
             self._server.publish(encode_events(self._epoch, self._seq, self._events))
             self._events = []
+
+    def _take_outcomes(self, now: float) -> None:
+        self._carry_out(self._below.changes())
+        for number, outcome in self._below.outcomes():
+            self._carry_out(self._directory.done(number, outcome, now))
+
+    def _pin(self, client: bytes, ticket: int, request: Pin) -> list[Effect]:
+        count, effects = self._directory.pin(request.keys, request.pinned)
+        return [*effects, Answer(client, ticket, Count(count))]
+
+    def _clear(self, client: bytes, ticket: int, request: Clear) -> list[Effect]:
+        count, effects = self._directory.clear(request.tiers)
+        return [*effects, Answer(client, ticket, Count(count))]
 
     def _hello(self, client: bytes, ticket: int, request: Hello) -> list[Effect]:
         if request.holder:
@@ -207,7 +249,8 @@ class Daemon:
         return [Answer(client, ticket, Pong(self._epoch, attached))]
 
     def _snapshot(self, client: bytes, ticket: int, request: Snapshot) -> list[Effect]:
-        return [Answer(client, ticket, SnapshotReply(self._epoch, self._seq, self._directory.keys(), self._members.workers()))]
+        keys: dict[Tier, list[bytes]] = {"dram": self._directory.keys(), **self._below.tiers.keys()}
+        return [Answer(client, ticket, SnapshotReply(self._epoch, self._seq, keys, self._members.workers()))]
 
     def _register_engine(self, client: bytes, ticket: int, request: RegisterEngine) -> list[Effect]:
         effects: list[Effect]
@@ -221,6 +264,11 @@ class Daemon:
             )
             effects = [Answer(client, ticket, Denied(reason))]
         else:
+            parts = request.layout_parts
+            self._below.tiers.described[request.layout] = (
+                f"{parts.get('layers', '')} x {parts.get('block shape', '')}",
+                parts.get("element type", ""),
+            )
             effects = self._members.register_engine(client, ticket, request)
         return effects
 
@@ -262,7 +310,7 @@ def run(cache: CacheSettings, security: SecuritySettings) -> int:
         raise RegionError(f"{len(living)} living processes still use a region at {path} that is gone: stop the workers first")
     region = Region.make_or_adopt(path, size, may_replace=not living)
     metrics = BusMetrics()
-    daemon = Daemon(run_dir, region, cache.chunk_size, _digest_key(run_dir, security.digest_key_file), metrics)
+    daemon = Daemon(run_dir, region, _digest_key(cache, run_dir, security.digest_key_file), metrics, cache)
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         daemon.stop()
@@ -296,9 +344,12 @@ def _lock(run_dir: Path) -> int:
     return descriptor
 
 
-def _digest_key(run_dir: Path, configured: str) -> bytes:
-    path = Path(configured) if configured else run_dir / "digest.key"
+def _digest_key(cache: CacheSettings, run_dir: Path, configured: str) -> bytes:
+    # Beside the disk tier's chunks, which nobody could check without it; the run directory may be gone after a reboot.
+    folder = Path(cache.local_disk).absolute() if cache.local_disk else run_dir
+    path = Path(configured) if configured else folder / "digest.key"
     if not configured and not path.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(secrets.token_bytes(KEY_BYTES))

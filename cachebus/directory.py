@@ -1,28 +1,29 @@
 """The node's directory: what is cached where, who reads it, who writes it. A plain state machine.
 
-Requests and the passing of time go in, effects come out, in the order in which they must happen: a record reaches the
+Requests, ended jobs and the passing of time go in, effects come out, in the order in which they must happen: a record reaches the
 region's table before anybody hears of it, and a wiped record before its extent can be given to another. No I/O and no
 clock here; ``now_ms`` is any monotonic clock.
 
 An extent goes back to the free space only when its writer has committed or abandoned it and every lease on it is
 released, or when the holder in question is dead: never because time has passed, since a stalled worker's copy still
 lands after it wakes.
+
+A lookup is answered for the whole prefix at once. What lies in a lower tier is granted with an extent that the daemon is still filling:
+its reader waits for its record to say that it is committed (or doomed, where it could not be had).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 
-from cachebus.effects import Answer, Effect, Entry, Publish, WipeRecord, WriteRecord
-from cachebus.extents import Extents
+from cachebus import census
+from cachebus.effects import Answer, Effect, Outcome, Publish, WipeRecord, WriteRecord
+from cachebus.leases import Leases
 from cachebus.messages import (
     Acquire,
     Extent,
     Granted,
-    NewEntry,
     Quarantine,
     Reattach,
     Removed,
@@ -30,112 +31,89 @@ from cachebus.messages import (
     Reserved,
     Slot,
     Stored,
+    Tier,
     WrittenEntry,
 )
-from cachebus.table import Record, State
+from cachebus.placement import Policy
+from cachebus.shelf import Entry, Shelf, Wanted
+from cachebus.table import Record
+from cachebus.tiers import Tiers
 
 WAITERS_MAX = 4096
 """Acquires that may wait for a writer at one time; one more is answered at once with what is there."""
 
-LEASES_PER_EPOCH_BITS = 20
+PROBED_AT_ONCE = 8
+"""Keys that a lookup asks the shared tier for first; each further question asks for eight times as many."""
+
+DEMOTED_AHEAD = 64
+"""How many of the chunks that DRAM drops next are looked at for a copy in a lower tier."""
+
+CACHEBUS = "cachebus"
+"""The holder of extents that the daemon itself fills; it has no lock, so a new daemon takes them for abandoned."""
 
 
-@dataclass(frozen=True)
-class _Lease:
-    holder: str
-    entries: list[Entry]
-    acquire: tuple[bytes, int] | None = None
-    """Client and ticket of the Acquire that it answered; None where it outlived the daemon that granted it."""
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Waiter:
     client: bytes
     ticket: int
     request: Acquire
     deadline_ms: float
-
-
-@dataclass
-class Counters:
-    """What happened since the daemon started."""
-
-    stored: int = 0
-    evicted: int = 0
-    granted: int = 0
-    missed: int = 0
-    no_room: int = 0
-    abandoned: int = 0
-    integrity_failures: int = 0
+    probe: int = 0
+    """The probe whose answer it waits for; 0: none."""
+    probed_to: int = 0
+    """How many of its keys, from the first on, the shared tier was asked for or need not be."""
 
 
 @dataclass
 class Directory:
-    """See the module. ``capacity`` is the region's data in bytes, ``slots`` the table's length, ``epoch`` this life's number."""
+    """See the module. ``capacity`` is the region's data in bytes, ``slots`` the table's length, ``epoch`` this life's number.
+
+    ``wall_s`` is the time of day, in seconds since 1970, when ``now_ms`` was 0.
+    """
 
     capacity: int
     slots: int
     epoch: int
-    counters: Counters = field(default_factory=Counters)
+    tiers: Tiers = field(default_factory=Tiers)
+    policy: Policy = "lru"
+    tenant_share: float = 1.0
+    wall_s: float = 0.0
+    counters: census.Counters = field(default_factory=census.Counters)
 
     def __post_init__(self) -> None:
-        self._extents = Extents(self.capacity)
-        self._free_slots = list(range(self.slots - 1, -1, -1))
-        self._generation = 0
-        self._index: dict[bytes, Entry] = {}
-        self._entries: dict[int, Entry] = {}
-        # Least recently used first; entries that are read or written are in neither.
-        self._idle_chunks: OrderedDict[int, Entry] = OrderedDict()
-        self._idle_tails: OrderedDict[int, Entry] = OrderedDict()
-        self._leases: dict[int, _Lease] = {}
-        self._lease_number = self.epoch << LEASES_PER_EPOCH_BITS
+        self.dram = Shelf(self.capacity, self.slots, self.policy, tenant_share=self.tenant_share)
+        self._leases = Leases(self.epoch)
         self._waiters: list[_Waiter] = []
         self._unattached: set[str] = set()
 
     # What engines ask.
 
     def acquire(self, client: bytes, ticket: int, request: Acquire, now_ms: float) -> list[Effect]:
-        """Leases the committed run of the request's keys, or waits for the writer of the next one."""
-        waiter = _Waiter(client, ticket, request, now_ms + request.wait_ms)
-        run = self._run(request)
-        if self._worth_waiting(request, len(run)) and request.wait_ms > 0 and len(self._waiters) < WAITERS_MAX:
-            self._waiters.append(waiter)
-            return []
-        return [self._grant(waiter, run)]
+        """Leases the run of the request's keys that is there or on its way up, or waits for the writer of the next one."""
+        return self._serve(_Waiter(client, ticket, request, now_ms + request.wait_ms), now_ms)
 
     def withdraw(self, client: bytes, ticket: int) -> list[Effect]:
         """Ends the wait of an acquire, or the lease it was granted; nothing where that has ended already."""
         self._waiters = [waiter for waiter in self._waiters if (waiter.client, waiter.ticket) != (client, ticket)]
-        return self.release([number for number, lease in self._leases.items() if lease.acquire == (client, ticket)])
+        return self.release(self._leases.of_acquire((client, ticket)))
 
     def release(self, leases: Iterable[int]) -> list[Effect]:
         """Ends leases; unknown ones are passed over, since a lease may have ended with its holder."""
-        effects: list[Effect] = []
-        for number in leases:
-            lease = self._leases.pop(number, None)
-            # Deeper chunks first, so that a prefix's end is evicted before its beginning.
-            for entry in reversed(lease.entries if lease else []):
-                entry.readers -= 1
-                if entry.readers == 0:
-                    effects += self._free(entry) if entry.doomed else self._make_idle(entry)
-        return effects
+        return [effect for number in leases for entry in self._leases.end(number) for effect in self._let_go(entry)]
 
     def reserve(self, client: bytes, ticket: int, request: Reserve) -> list[Effect]:
-        """Gives an extent to each entry that is neither there nor being written, evicting what is idle longest."""
+        """Gives an extent to each entry that is neither there nor being written, evicting what is to go first."""
         effects: list[Effect] = []
         granted = []
         for new in request.entries:
-            known = self._index.get(new.key)
+            known = self.dram.index.get(new.key)
             if known is not None:
-                if known.layout == request.layout or not self._is_idle(known):
+                if known.layout == request.layout or not known.may_go() or self.dram.frozen:
                     continue
-                effects += self._evict(known)
-            entry = self._place(new, request, effects)
-            if entry is None:
-                self.counters.no_room += 1
-                continue
-            effects.append(WriteRecord(entry.slot, entry.record()))
-            granted.append(Slot(entry.key, entry.slot, entry.generation, entry.offset))
+                effects += self._evicted([known], free=True)
+            entry = self._place(Wanted(new.key, new.length, request.layout, request.holder, new.tail, new.tenant), effects)
+            if entry is not None:
+                granted.append(Slot(entry.key, entry.slot, entry.generation, entry.offset))
         effects.append(Answer(client, ticket, Reserved(granted)))
         return effects
 
@@ -147,10 +125,10 @@ class Directory:
             entry = self._reserved(holder, item.slot, item.generation)
             if entry is None:
                 continue
-            entry.committed, entry.digest = True, item.digest
+            self.dram.commit(entry, item.digest, self._now_s(now_ms))
             self.counters.stored += 1
             effects.append(WriteRecord(entry.slot, entry.record()))
-            effects += self._make_idle(entry)
+            effects += self.tiers.store(entry)
             if not entry.tail:
                 stored.append(entry.key)
         if stored:
@@ -164,74 +142,69 @@ class Directory:
             entry = self._reserved(holder, slot, generation)
             if entry is not None:
                 self.counters.abandoned += 1
-                del self._index[entry.key]
-                effects += self._free(entry)
+                effects += self._drop(entry)
         return effects + self.tick(now_ms)
 
     def quarantine(self, request: Quarantine) -> list[Effect]:
         """Takes an entry that failed its check out of the index; its extent is freed when its readers are done."""
-        entry = self._index.get(request.key)
+        entry = self.dram.index.get(request.key)
         if entry is None or not entry.committed or entry.digest != request.digest:
             return []
         self.counters.integrity_failures += 1
         return self._drop(entry)
 
+    # Jobs that have ended.
+
+    def done(self, number: int, outcome: Outcome, now_ms: float) -> list[Effect]:
+        """A job that was started has ended."""
+        effects: list[Effect] = []
+        now_s = self._now_s(now_ms)
+        if (read := self.tiers.read_done(number, outcome, now_s)) is not None:
+            entry, found, effects = read
+            if outcome.good and not entry.doomed:
+                self.dram.commit(entry, found.header.digest, now_s)
+                entry.copied = True
+                effects = [WriteRecord(entry.slot, entry.record()), Publish(Stored([entry.key])), *self.tiers.store(entry), *effects]
+            elif not entry.doomed:
+                effects = [*self._drop(entry), *effects]
+            effects += self._let_go(entry)
+        elif (write := self.tiers.write_done(number, outcome, now_s)) is not None:
+            entry, effects = write
+            effects += self._let_go(entry)
+        elif self.tiers.probe_done(number, outcome, now_ms):
+            for waiter in self._waiters:
+                if waiter.probe == number:
+                    waiter.probe = 0
+        return effects + self.tick(now_ms)
+
     # Life and death of holders and of the daemon.
 
     def holder_died(self, holder: str, now_ms: float) -> list[Effect]:
         """Ends the leases and reservations of a holder that is shown dead."""
-        effects = self.release([number for number, lease in self._leases.items() if lease.holder == holder])
+        effects = self.release(self._leases.of_holder(holder))
         self._waiters = [waiter for waiter in self._waiters if waiter.request.holder != holder]
-        writing = [(e.slot, e.generation) for e in self._entries.values() if not e.committed and e.holder == holder]
+        writing = [(e.slot, e.generation) for e in self.dram.entries.values() if not e.committed and not e.filling and e.holder == holder]
         return effects + self.abandon(holder, writing, now_ms) + self.attach(holder)
 
     def adopt(self, records: Iterable[tuple[int, Record]], living: set[str]) -> list[Effect]:
         """Takes over what an earlier daemon left. Until every holder in ``living`` reattaches or dies, nothing is evicted:
 
-        one of them may be copying from or to any extent. Records that overlap an earlier one are wiped.
+        one of them may be copying from or to any extent. Records that overlap another one are wiped.
         """
-        effects: list[Effect] = []
-        taken = []
-        for slot, record in sorted(records, key=lambda pair: (pair[1].state != State.COMMITTED, pair[1].generation)):
-            doomed = record.state == State.DOOMED
-            twin = record.key in self._index and not doomed
-            if twin or slot >= self.slots or not self._extents.take(record.offset, record.length):
-                effects.append(WipeRecord(slot))
-                continue
-            entry = Entry(
-                slot,
-                record.generation,
-                record.offset,
-                record.length,
-                record.tail,
-                record.key,
-                record.layout,
-                record.holder,
-                record.digest,
-                record.state != State.RESERVED,
-                doomed=doomed,
-            )
-            taken.append(slot)
-            self._entries[slot] = entry
-            self._generation = max(self._generation, record.generation)
-            if not doomed:
-                self._index[entry.key] = entry
-            if entry.committed and not doomed:
-                self._make_idle(entry)
-        self._free_slots = sorted(set(self._free_slots) - set(taken), reverse=True)
+        effects: list[Effect] = [WipeRecord(slot) for slot in self.dram.adopt(records)]
+        for entry in self.dram.index.values():
+            entry.copied = bool(self.tiers.holds(entry.key))
         self._unattached = set(living)
         return effects + self._sweep()
 
     def reattach(self, request: Reattach, now_ms: float) -> list[Effect]:
         """Renews a living holder's leases and reservations after a restart, and frees those it has no more."""
-        by_offset = {entry.offset: entry for entry in self._entries.values() if entry.committed}
+        by_offset = {entry.offset: entry for entry in self.dram.entries.values() if entry.committed}
         for number, offsets in request.reading.items():
-            entries = [by_offset[offset] for offset in offsets if offset in by_offset]
-            if entries and number not in self._leases:
-                self._lease(number, _Lease(request.holder, entries))
+            self._leases.renew(number, request.holder, [by_offset[offset] for offset in offsets if offset in by_offset])
         gone = [
             (entry.slot, entry.generation)
-            for entry in self._entries.values()
+            for entry in self.dram.entries.values()
             if not entry.committed and entry.holder == request.holder and entry.slot not in request.writing
         ]
         return self.abandon(request.holder, gone, now_ms) + self.attach(request.holder)
@@ -247,138 +220,185 @@ class Directory:
 
     def tick(self, now_ms: float) -> list[Effect]:
         """Answers the waiting acquires whose next key is decided or whose time is up."""
-        effects: list[Effect] = []
-        still = []
-        for waiter in self._waiters:
-            run = self._run(waiter.request)
-            if now_ms < waiter.deadline_ms and self._worth_waiting(waiter.request, len(run)):
-                still.append(waiter)
-            else:
-                effects.append(self._grant(waiter, run))
-        self._waiters = still
+        waiters, self._waiters = self._waiters, []
+        return [effect for waiter in waiters for effect in self._serve(waiter, now_ms)]
+
+    def upkeep(self, now_ms: float, ttl_seconds: int) -> list[Effect]:
+        """Now and then: what DRAM drops next gets a copy in a lower tier, and what nobody used for ``ttl_seconds`` (0: for ever) goes."""
+        effects = [e for entry in self.dram.coldest(DEMOTED_AHEAD) if not entry.copied for e in self.tiers.store(entry, demote=True)]
+        if ttl_seconds and not self._unattached:
+            before = self._now_s(now_ms) - ttl_seconds
+            old = self.dram.expired(before)
+            self.counters.expired += len(old)
+            effects += [effect for entry in old for effect in self._drop(entry)] + self.tiers.expire(before)
         return effects
+
+    # What people ask.
+
+    def pin(self, keys: Iterable[bytes], pinned: bool) -> tuple[int, list[Effect]]:
+        """Keeps chunks from being evicted, or lets them go again; how many there were, and the effects."""
+        entries = [entry for key in keys if (entry := self.dram.index.get(key)) is not None and entry.committed]
+        for entry in entries:
+            entry.pinned = pinned
+        return len(entries), [WriteRecord(entry.slot, entry.record()) for entry in entries]
+
+    def clear(self, tiers: Iterable[Tier]) -> tuple[int, list[Effect]]:
+        """Drops everything that is committed in these tiers, pinned or not; how many chunks, and the effects."""
+        effects: list[Effect] = []
+        count = 0
+        for tier in tiers:
+            if tier == "dram":
+                entries = [entry for entry in self.dram.index.values() if entry.committed]
+                count += len(entries)
+                effects += [effect for entry in entries for effect in self._drop(entry)]
+            else:
+                count += len(self.tiers.keys().get(tier, []))
+                effects += self.tiers.clear(tier)
+        return count, effects
 
     # What others look at.
 
     def keys(self) -> list[bytes]:
-        """Every committed chunk."""
-        return [key for key, entry in self._index.items() if entry.committed and not entry.tail]
+        """Every committed chunk in DRAM."""
+        return [key for key, entry in self.dram.index.items() if entry.committed and not entry.tail]
 
     def statistics(self) -> dict[str, float]:
         """Gauges and counters by name."""
-        entries = self._entries.values()
-        return {
-            "dram_capacity_bytes": self._extents.size,
-            "dram_bytes": self._extents.size - self._extents.free_bytes,
-            "chunks": sum(1 for e in entries if e.committed and not e.doomed and not e.tail),
-            "tail_blocks": sum(1 for e in entries if e.committed and not e.doomed and e.tail),
-            "writing": sum(1 for e in entries if not e.committed),
-            "leases": len(self._leases),
-            "waiters": len(self._waiters),
-            "unattached_holders": len(self._unattached),
-            **{f"{name}_total": value for name, value in vars(self.counters).items()},
-        }
+        waiting = {"leases": len(self._leases), "waiters": len(self._waiters), "unattached_holders": len(self._unattached)}
+        return {**census.statistics(self), **waiting}
+
+    def leases(self) -> set[int]:
+        """The numbers of all leases."""
+        return self._leases.numbers()
 
     def check_integrity(self) -> None:
-        """Asserts what must always hold. For tests and for a daemon that idles."""
-        entries = list(self._entries.values())
-        extents = sorted((e.offset, e.length) for e in entries)
-        assert all(a + n <= b for (a, n), (b, _) in pairwise(extents)), "extents overlap"
-        assert len(self._entries) + len(self._free_slots) == self.slots
-        assert all(self._entries[e.slot] is e for e in self._index.values())
-        leased = [e for lease in self._leases.values() for e in lease.entries]
-        assert all(e.readers == sum(1 for other in leased if other is e) for e in entries)
-        idle = {*self._idle_chunks, *self._idle_tails}
-        assert idle == {e.slot for e in entries if e.committed and not e.readers and not e.doomed}
+        """Asserts what must always hold. For tests."""
+        self.dram.check_integrity()
+        held = [*self._leases.entries(), *self.tiers.held()]
+        assert all(e.readers == held.count(e) for e in self.dram.entries.values()), "a hold leaked"
+        if self.tiers.disk:
+            self.tiers.disk.check_integrity()
 
     # Inner workings.
 
-    def _run(self, request: Acquire) -> list[Entry]:
+    def _serve(self, waiter: _Waiter, now_ms: float) -> list[Effect]:
+        effects: list[Effect] = []
+        run = self._run(waiter.request, effects, now_ms)
+        if now_ms < waiter.deadline_ms and len(self._waiters) < WAITERS_MAX and self._worth_waiting(waiter, run, effects):
+            self._waiters.append(waiter)
+        else:
+            effects.append(self._grant(waiter, run, now_ms))
+        for entry in run:
+            effects += self._let_go(entry)
+        return effects
+
+    def _run(self, request: Acquire, effects: list[Effect], now_ms: float) -> list[Entry]:
+        """The entries of the request's keys, each held, up to the first that is neither there nor can be brought up."""
         run: list[Entry] = []
         for key in request.keys:
-            entry = self._index.get(key)
-            if entry is None or not entry.committed or entry.layout != request.layout:
+            entry = self.dram.index.get(key) or self._promote(key, request.layout, effects, now_ms)
+            if entry is None or entry.layout != request.layout or not (entry.committed or entry.filling):
                 break
+            entry.readers += 1
             run.append(entry)
         return run
 
-    def _worth_waiting(self, request: Acquire, found: int) -> bool:
+    def _promote(self, key: bytes, layout: bytes, effects: list[Effect], now_ms: float) -> Entry | None:
+        found = self.tiers.locate(key, layout, now_ms)
+        if found is None:
+            return None
+        entry = self._place(Wanted(key, found.header.length, layout, CACHEBUS, tenant=found.header.tenant), effects)
+        if entry is not None:
+            entry.filling, entry.digest = True, found.header.digest
+            # The job's own hold, until it ends.
+            entry.readers += 1
+            effects += self.tiers.promote(found, entry)
+        return entry
+
+    def _worth_waiting(self, waiter: _Waiter, run: list[Entry], effects: list[Effect]) -> bool:
+        request, found = waiter.request, len(run)
+        if request.ready_only and any(entry.filling for entry in run):
+            return True
         if found == len(request.keys):
             return False
-        entry = self._index.get(request.keys[found])
-        return entry is not None and not entry.committed and entry.layout == request.layout
+        if waiter.probe:
+            return True
+        entry = self.dram.index.get(request.keys[found])
+        if entry is not None:
+            return not entry.committed and not entry.filling and entry.layout == request.layout
+        if found < waiter.probed_to or request.wait_ms == 0:
+            return False
+        asked = max(PROBED_AT_ONCE, 8 * (found - 1))
+        waiter.probe, started = self.tiers.ask(request.keys[found : found + asked])
+        waiter.probed_to = found + asked
+        effects += started
+        return bool(waiter.probe)
 
-    def _grant(self, waiter: _Waiter, run: list[Entry]) -> Answer:
+    def _grant(self, waiter: _Waiter, run: list[Entry], now_ms: float) -> Answer:
         request = waiter.request
+        if request.ready_only:
+            run = run[: next((i for i, entry in enumerate(run) if entry.filling), len(run))]
         self.counters.granted += len(run)
         self.counters.missed += len(request.keys) - len(run)
         number = 0
         if run:
-            self._lease_number += 1
-            number = self._lease_number
-            self._lease(number, _Lease(request.holder, run, (waiter.client, waiter.ticket)))
-        extents = [Extent(entry.key, entry.offset, entry.length, entry.digest) for entry in run]
+            number = self._leases.grant(request.holder, list(run), (waiter.client, waiter.ticket))
+        # Deeper chunks first, so that a prefix's end is evicted before its beginning.
+        for entry in reversed(run):
+            self.dram.use(entry, self._now_s(now_ms))
+        sources = self.tiers.sources(run)
+        extents = [Extent(e.key, e.offset, e.length, e.digest, e.slot, e.generation, e.committed, t) for e, t in zip(run, sources, strict=True)]
         return Answer(waiter.client, waiter.ticket, Granted(number, extents))
 
-    def _lease(self, number: int, lease: _Lease) -> None:
-        self._leases[number] = lease
-        for entry in lease.entries:
-            entry.readers += 1
-            self._idle(entry).pop(entry.slot, None)
+    def _let_go(self, entry: Entry) -> list[Effect]:
+        entry.readers -= 1
+        if entry.doomed and not entry.readers and not self._unattached:
+            self.dram.free(entry)
+            return [WipeRecord(entry.slot)]
+        return []
 
     def _reserved(self, holder: str, slot: int, generation: int) -> Entry | None:
-        entry = self._entries.get(slot)
-        if entry is None or entry.committed or entry.generation != generation or entry.holder != holder:
+        entry = self.dram.entries.get(slot)
+        if entry is None or entry.committed or entry.filling or entry.generation != generation or entry.holder != holder:
             return None
         return entry
 
-    def _place(self, new: NewEntry, request: Reserve, effects: list[Effect]) -> Entry | None:
-        while True:
-            offset = self._extents.allocate(new.length) if self._free_slots else None
-            if offset is not None:
-                break
-            victims = self._idle_tails or self._idle_chunks
-            if not victims or self._unattached or new.length > self._extents.size:
-                return None
-            effects += self._evict(next(iter(victims.values())))
-        self._generation += 1
-        slot = self._free_slots.pop()
-        entry = Entry(slot, self._generation, offset, new.length, new.tail, new.key, request.layout, request.holder)
-        self._entries[slot] = self._index[new.key] = entry
+    def _place(self, wanted: Wanted, effects: list[Effect]) -> Entry | None:
+        self.dram.frozen = bool(self._unattached)
+        entry, gone = self.dram.place(wanted)
+        effects += self._evicted(gone)
+        if entry is None:
+            self.counters.no_room += 1
+            return None
+        effects.append(WriteRecord(entry.slot, entry.record()))
         return entry
 
-    def _evict(self, entry: Entry) -> list[Effect]:
-        self.counters.evicted += 1
-        return self._drop(entry)
+    def _evicted(self, gone: list[Entry], *, free: bool = False) -> list[Effect]:
+        effects: list[Effect] = []
+        for entry in gone:
+            self.counters.evicted += 1
+            if free:
+                effects += self._drop(entry)
+            else:
+                effects += [WipeRecord(entry.slot), *self._removed(entry)]
+        return effects
+
+    def _removed(self, entry: Entry) -> list[Effect]:
+        return [] if entry.tail or not entry.committed else [Publish(Removed([entry.key]))]
 
     def _drop(self, entry: Entry) -> list[Effect]:
-        del self._index[entry.key]
-        self._idle(entry).pop(entry.slot, None)
-        entry.doomed = True
-        effects: list[Effect] = [WriteRecord(entry.slot, entry.record())] if entry.readers else self._free(entry)
-        if not entry.tail:
-            effects.append(Publish(Removed([entry.key])))
-        return effects
+        freed = self.dram.drop(entry)
+        record: Effect = WipeRecord(entry.slot) if freed else WriteRecord(entry.slot, entry.record())
+        return [record, *self._removed(entry)]
 
     def _sweep(self) -> list[Effect]:
         """Frees what an earlier daemon left doomed and no living holder reads any more."""
         if self._unattached:
             return []
-        done = [entry for entry in self._entries.values() if entry.doomed and not entry.readers]
-        return [effect for entry in done for effect in self._free(entry)]
+        done = [entry for entry in self.dram.entries.values() if entry.doomed and not entry.readers]
+        for entry in done:
+            self.dram.free(entry)
+        return [WipeRecord(entry.slot) for entry in done]
 
-    def _free(self, entry: Entry) -> list[Effect]:
-        del self._entries[entry.slot]
-        self._free_slots.append(entry.slot)
-        self._extents.release(entry.offset, entry.length)
-        return [WipeRecord(entry.slot)]
-
-    def _idle(self, entry: Entry) -> OrderedDict[int, Entry]:
-        return self._idle_tails if entry.tail else self._idle_chunks
-
-    def _is_idle(self, entry: Entry) -> bool:
-        return entry.slot in self._idle(entry) and not self._unattached
-
-    def _make_idle(self, entry: Entry) -> list[Effect]:
-        self._idle(entry)[entry.slot] = entry
-        return []
+    def _now_s(self, now_ms: float) -> int:
+        return int(self.wall_s + now_ms / 1000)

@@ -1,11 +1,12 @@
-"""What the daemon's state machines decide (effects), and the entries they decide about."""
+"""What the daemon's state machines decide: messages, records, and work for the threads that move bytes between tiers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from cachebus.messages import Event, Reply
-from cachebus.table import Record, State
+from cachebus.chunk import ChunkHeader
+from cachebus.messages import Event, Reply, Tier
+from cachebus.table import Record
 
 
 @dataclass(frozen=True)
@@ -39,27 +40,65 @@ class WipeRecord:
     slot: int
 
 
-Effect = Answer | Publish | WriteRecord | WipeRecord
+@dataclass(frozen=True)
+class Read:
+    """Bring a chunk from ``tier`` to ``into`` (offset in the region), and check it. ``place``: its offset on disk."""
+
+    number: int
+    tier: Tier
+    header: ChunkHeader
+    into: int
+    place: int = 0
 
 
-@dataclass(slots=True)
-class Entry:
-    """A chunk or a tail block and the extent that holds it. ``doomed``: out of the index, freed when its last reader is done."""
+@dataclass(frozen=True)
+class Write:
+    """Copy the chunk at ``source`` (offset in the region) to ``tier``; on disk under ``record`` in ``slot``."""
 
-    slot: int
-    generation: int
-    offset: int
-    length: int
-    tail: bool
-    key: bytes
-    layout: bytes
-    holder: str
-    digest: bytes = b""
-    committed: bool = False
-    readers: int = 0
-    doomed: bool = False
+    number: int
+    tier: Tier
+    header: ChunkHeader
+    source: int
+    slot: int = 0
+    record: Record | None = None
 
-    def record(self) -> Record:
-        """The entry as the table keeps it."""
-        state = State.DOOMED if self.doomed else State.COMMITTED if self.committed else State.RESERVED
-        return Record(state, self.generation, self.offset, self.length, self.tail, self.key, self.digest, self.layout, self.holder)
+
+@dataclass(frozen=True)
+class Probe:
+    """Ask ``tier`` for the headers of ``keys``."""
+
+    number: int
+    tier: Tier
+    keys: list[bytes]
+
+
+@dataclass(frozen=True)
+class Wipe:
+    """Forget chunks: ``slots`` on disk, ``keys`` in the shared tier. ``number`` is 0: nobody waits for it."""
+
+    tier: Tier
+    slots: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    number: int = 0
+
+
+Job = Read | Write | Probe | Wipe
+
+
+@dataclass(frozen=True)
+class Start:
+    """Have a job done by the tier's threads; its outcome comes back under its number."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended. ``corrupt``: the bytes or the header are not what was written; ``headers``: a probe's answer."""
+
+    good: bool
+    corrupt: bool = False
+    headers: list[ChunkHeader | None] = field(default_factory=list)
+
+
+Effect = Answer | Publish | WriteRecord | WipeRecord | Start

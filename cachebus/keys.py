@@ -13,10 +13,12 @@ from collections.abc import Sequence
 
 from blake3 import blake3
 
+from cachebus.chunk import TENANT_BYTES
+
 KEY_BYTES = 32
 """Length of a key."""
 
-_ROOT, _CHUNK, _TAIL = b"headstart root 1", b"c", b"t"
+_ROOT, _CHUNK, _TAIL, _TENANT = b"headstart root 1", b"c", b"t", b"headstart tenant 1"
 
 
 def namespace_digest(parts: dict[str, str]) -> bytes:
@@ -27,6 +29,11 @@ def namespace_digest(parts: dict[str, str]) -> bytes:
 def root_key(namespace: bytes, salt: str = "", adapter: str = "") -> bytes:
     """Where a prompt's chain starts: tokens under different namespaces, salts or adapters never share a key."""
     return _digest(_ROOT, namespace, salt.encode(), adapter.encode())
+
+
+def tenant_id(salt: str) -> bytes:
+    """Names the tenant of a salt (8 bytes) without telling the salt; zeros where there is none."""
+    return _digest(_TENANT, salt.encode())[:TENANT_BYTES] if salt else bytes(TENANT_BYTES)
 
 
 def extend_chunk_keys(keys: list[bytes], root: bytes, token_ids: Sequence[int], chunk_size: int) -> None:

@@ -10,8 +10,10 @@ from typing import Literal
 
 import msgspec
 
+from cachebus.chunk import TENANT_BYTES
+
 Role = Literal["prefill", "decode"]
-Tier = Literal["dram"]
+Tier = Literal["dram", "nvme", "redis", "peer"]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -62,15 +64,17 @@ class RegisterEngine(Message, frozen=True):
 
 
 class Acquire(Message, frozen=True):
-    """Asks for a lease on the longest run of ``keys`` from the first on that is committed.
+    """Asks for a lease on the longest run of ``keys`` from the first on that any tier has.
 
-    A key that another engine is writing right now is waited for, ``wait_ms`` at most.
+    A key that another engine is writing right now is waited for, ``wait_ms`` at most, and so is the shared tier's answer. With
+    ``ready_only`` so are the bytes themselves.
     """
 
     holder: str
     layout: bytes
     keys: list[bytes]
     wait_ms: int
+    ready_only: bool = False
 
 
 class Withdraw(Message, frozen=True):
@@ -95,6 +99,7 @@ class NewEntry(Message, frozen=True):
     key: bytes
     length: int
     tail: bool = False
+    tenant: bytes = bytes(TENANT_BYTES)
 
 
 class Reserve(Message, frozen=True):
@@ -145,7 +150,7 @@ class Reattach(Message, frozen=True):
 class Report(Message, frozen=True):
     """Where a request's prompt tokens came from, sent when its first own token is computed.
 
-    ``hbm_tokens`` lay in the engine's prefix cache, ``pulled_tokens`` came from ``source``; the rest was computed.
+    ``hbm_tokens`` lay in the engine's prefix cache, ``pulled`` says how many came from which tier; the rest was computed.
     """
 
     transfer_id: str
@@ -153,8 +158,32 @@ class Report(Message, frozen=True):
     worker: str
     prompt_tokens: int
     hbm_tokens: int
-    pulled_tokens: int
-    source: Tier = "dram"
+    pulled: dict[Tier, int]
+
+    @property
+    def pulled_tokens(self) -> int:
+        """Tokens from all tiers."""
+        return sum(self.pulled.values())
+
+
+# Requests of people's tools.
+
+
+class ListChunks(Message, frozen=True):
+    """Asks for every chunk of the node."""
+
+
+class Pin(Message, frozen=True):
+    """Keeps chunks in DRAM, or with ``pinned`` false lets them be evicted again."""
+
+    keys: list[bytes]
+    pinned: bool
+
+
+class Clear(Message, frozen=True):
+    """Drops all chunks of these tiers."""
+
+    tiers: list[Tier]
 
 
 # Requests of workers' supervisors.
@@ -215,12 +244,20 @@ class Denied(Message, frozen=True):
 
 
 class Extent(Message, frozen=True):
-    """Committed bytes of one entry: ``length`` bytes at ``offset`` of the region."""
+    """The bytes of one entry: ``length`` bytes at ``offset`` of the region.
+
+    Where they are not ``ready`` the daemon is still bringing them from ``source``: they are there once the table's record in ``slot`` says
+    committed under this ``generation``, and never where it says anything else but reserved.
+    """
 
     key: bytes
     offset: int
     length: int
     digest: bytes
+    slot: int = 0
+    generation: int = 0
+    ready: bool = True
+    source: Tier = "dram"
 
 
 class Granted(Message, frozen=True):
@@ -243,6 +280,29 @@ class Reserved(Message, frozen=True):
     """Reply to Reserve: the slots granted, in the order of the entries, those without one left out."""
 
     slots: list[Slot]
+
+
+class ChunkInfo(Message, frozen=True):
+    """A chunk and where it is; ``length`` and the rest are 0 where only the shared tier has it. ``used_at``: seconds since 1970."""
+
+    key: bytes
+    tiers: list[Tier]
+    length: int = 0
+    pinned: bool = False
+    used_at: int = 0
+    readers: int = 0
+
+
+class Chunks(Message, frozen=True):
+    """Reply to ListChunks."""
+
+    chunks: list[ChunkInfo]
+
+
+class Count(Message, frozen=True):
+    """Reply to Pin and Clear: how many chunks it was done to."""
+
+    count: int
 
 
 class StatReply(Message, frozen=True):
@@ -268,11 +328,11 @@ class Worker(Message, frozen=True):
 
 
 class SnapshotReply(Message, frozen=True):
-    """Reply to Snapshot: every committed key and every worker after event ``seq`` of ``epoch``."""
+    """Reply to Snapshot: every committed key, by tier, and every worker after event ``seq`` of ``epoch``."""
 
     epoch: int
     seq: int
-    keys: list[bytes]
+    keys: dict[Tier, list[bytes]]
     workers: list[Worker]
 
 
@@ -320,9 +380,12 @@ Request = (
     | Quarantine
     | Reattach
     | Report
+    | ListChunks
+    | Pin
+    | Clear
     | RegisterWorker
     | Drain
     | Leave
 )
-Reply = Welcome | Pong | Done | Denied | Granted | Reserved | StatReply | SnapshotReply
+Reply = Welcome | Pong | Done | Denied | Granted | Reserved | Chunks | Count | StatReply | SnapshotReply
 Event = Stored | Removed | WorkerUp | WorkerDown | Report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -10,7 +11,9 @@ from prometheus_client.registry import Collector
 
 from cachebus.errors import BusError
 
-_CHUNK_EVENTS = ("stored", "evicted", "granted", "missed", "no_room", "abandoned")
+_CHUNK_EVENTS = ("stored", "evicted", "granted", "missed", "no_room", "abandoned", "expired")
+_BELOW = ("nvme", "redis")
+_BELOW_EVENTS = ("stored", "evicted", "promoted", "missed", "skipped")
 _MESSAGES = "messages_"
 _WORKERS = "workers_"
 
@@ -35,16 +38,25 @@ class BusMetrics(Collector):
         values = self.values
         for name, text in (("bytes", "Bytes of the tier in use"), ("capacity_bytes", "Bytes that the tier may use")):
             gauge = GaugeMetricFamily(f"headstart_tier_{name}", text, labels=["tier"])
-            gauge.add_metric(["dram"], values.get(f"dram_{name}", 0))
+            for tier in ("dram", "nvme"):
+                gauge.add_metric([tier], values.get(f"{tier}_{name}", 0))
             yield gauge
+        usable = GaugeMetricFamily("headstart_tier_usable", "Whether the tier answers", labels=["tier"])
+        for tier in _BELOW:
+            usable.add_metric([tier], values.get(f"{tier}_usable", 0))
+        yield usable
         chunks = CounterMetricFamily("headstart_chunks", "What happened to chunks and tail blocks", labels=["tier", "event"])
         for event in _CHUNK_EVENTS:
             chunks.add_metric(["dram", event], values.get(f"{event}_total", 0))
+        for tier, event in itertools.product(_BELOW, _BELOW_EVENTS):
+            chunks.add_metric([tier, event], values.get(f"{tier}_{event}_total", 0))
         yield chunks
         failures = CounterMetricFamily("headstart_integrity_failures", "Pulls whose bytes did not match their digest", labels=["tier"])
         failures.add_metric(["dram"], values.get("integrity_failures_total", 0))
+        for tier in _BELOW:
+            failures.add_metric([tier], values.get(f"{tier}_integrity_failures_total", 0))
         yield failures
-        for name in ("leases", "writing", "waiters", "holders", "engines"):
+        for name in ("leases", "writing", "waiters", "holders", "engines", "promoting", "write_behind_bytes"):
             yield GaugeMetricFamily(f"headstart_bus_{name}", f"The directory's {name}", value=values.get(name, 0))
         workers = GaugeMetricFamily("headstart_bus_workers", "Registered workers", labels=["role"])
         for role in ("prefill", "decode"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cachebus.codec import EventBatch
-from cachebus.messages import Removed, SnapshotReply, Stored, Worker, WorkerDown, WorkerUp
+from cachebus.messages import Removed, SnapshotReply, Stored, Tier, Worker, WorkerDown, WorkerUp
 
 
 class Replica:
@@ -14,7 +14,7 @@ class Replica:
     def __init__(self) -> None:
         self.workers: dict[str, Worker] = {}
         self.version = 0
-        self._keys: set[bytes] = set()
+        self._keys: dict[bytes, frozenset[Tier]] = {}
         self._epoch = -1
         self._seq = -1
 
@@ -32,7 +32,9 @@ class Replica:
     def load(self, snapshot: SnapshotReply) -> None:
         """Replaces everything by a snapshot."""
         self._epoch, self._seq = snapshot.epoch, snapshot.seq
-        self._keys = set(snapshot.keys)
+        self._keys = {}
+        for tier, keys in snapshot.keys.items():
+            self._store(keys, tier)
         self.workers = {worker.worker: worker for worker in snapshot.workers}
         self.version += 1
 
@@ -49,12 +51,26 @@ class Replica:
         self._seq = batch.seq
         for event in batch.events:
             if isinstance(event, Stored):
-                self._keys.update(event.keys)
+                self._store(event.keys, event.tier)
             elif isinstance(event, Removed):
-                self._keys.difference_update(event.keys)
+                self._remove(event.keys, event.tier)
             elif isinstance(event, WorkerUp):
                 self.workers[event.worker.worker] = event.worker
             elif isinstance(event, WorkerDown):
                 self.workers.pop(event.worker, None)
         self.version += 1
         return True
+
+    def _store(self, keys: Sequence[bytes], tier: Tier) -> None:
+        one = frozenset({tier})
+        for key in keys:
+            known = self._keys.get(key)
+            self._keys[key] = one if known is None else known | one
+
+    def _remove(self, keys: Sequence[bytes], tier: Tier) -> None:
+        for key in keys:
+            left = self._keys.get(key, frozenset()) - {tier}
+            if left:
+                self._keys[key] = left
+            else:
+                self._keys.pop(key, None)

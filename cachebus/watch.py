@@ -95,4 +95,5 @@ class Watch:
             self._synced.set()
             for worker in reply.body.workers:
                 self._on_event(WorkerUp(worker))
-            self._on_event(Stored(reply.body.keys))
+            for tier, keys in reply.body.keys.items():
+                self._on_event(Stored(keys, tier))

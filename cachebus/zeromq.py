@@ -6,6 +6,9 @@ size, linger and heartbeats here. A message that can't be queued at once is refu
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import zmq
 import zmq.asyncio
 
@@ -44,12 +47,22 @@ class Server:
                 socket.bind(address)
             except zmq.ZMQError as error:
                 raise BusError(f"can't bind {address}: {error}") from error
+        self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poller = zmq.Poller()
+        self._poller.register(self._router, zmq.POLLIN)
+        self._poller.register(self._woken, zmq.POLLIN)
 
     def receive(self, timeout_ms: int) -> list[bytes] | None:
-        """The frames of the next message, the client's identity first; None where none comes in time."""
-        if not self._router.poll(timeout_ms):
-            return None
-        return self._router.recv_multipart()
+        """The frames of the next message, the client's identity first; None where none comes in time or ``wake`` was called."""
+        ready = dict(self._poller.poll(timeout_ms))
+        if self._woken in ready:
+            os.eventfd_read(self._woken)
+        return self._router.recv_multipart() if self._router in ready else None
+
+    def wake(self) -> None:
+        """Ends a ``receive`` that waits. Any thread may call it, at any time."""
+        with contextlib.suppress(OSError):
+            os.eventfd_write(self._woken, 1)
 
     def reply(self, client: bytes, frame: bytes) -> None:
         """Sends to a client; one that is gone is passed over (ROUTER drops it)."""
@@ -62,6 +75,7 @@ class Server:
     def close(self) -> None:
         """Closes both sockets."""
         self._context.destroy(linger=_LINGER_MS)
+        os.close(self._woken)
 
 
 class Requester:

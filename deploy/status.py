@@ -37,6 +37,11 @@ def run(settings: Settings, *, json_output: bool) -> int:
     used, capacity = values["dram_bytes"], values["dram_capacity_bytes"]
     share = f"{used / 1e9:.3f} of {capacity / 1e9:.3f} GB ({used / capacity:.0%})"
     print(f"\ndram: {share}, {values['chunks']:.0f} chunks, {values['tail_blocks']:.0f} tail blocks")
+    if values.get("nvme_capacity_bytes"):
+        used, capacity = values["nvme_bytes"], values["nvme_capacity_bytes"]
+        print(f"nvme: {used / 1e9:.3f} of {capacity / 1e9:.3f} GB ({used / capacity:.0%}), {values['nvme_chunks']:.0f} chunks")
+    if settings.cache.remote_url:
+        print(f"redis: {'answers' if values.get('redis_usable') else 'does not answer'}, {values['redis_chunks']:.0f} chunks")
     names = {"leases": "leases", "writing": "being written", "waiters": "waiting lookups", "holders": "holders"}
     print(", ".join(f"{text} {values[name]:.0f}" for name, text in names.items()) + "\n")
     for name, value in sorted(values.items()):

@@ -190,7 +190,8 @@ class GenerationEndpoint:
         if counted is None:
             return 0
         metrics.cached_tokens.labels("hbm").inc(counted.hbm_tokens)
-        metrics.cached_tokens.labels(counted.source).inc(counted.pulled_tokens)
+        for tier, tokens in counted.pulled.items():
+            metrics.cached_tokens.labels(tier).inc(tokens)
         return counted.hbm_tokens + counted.pulled_tokens
 
     async def _break_off(self, call: Call) -> None:
@@ -230,7 +231,7 @@ async def _start(call: Call, headers: dict[str, str]) -> None:
 def _sources(report: Report | None) -> str:
     if report is None:
         return "none"
-    found = [name for name, tokens in (("hbm", report.hbm_tokens), (report.source, report.pulled_tokens)) if tokens]
+    found = [name for name, tokens in [("hbm", report.hbm_tokens), *report.pulled.items()] if tokens]
     return ",".join(found) or "none"
 
 

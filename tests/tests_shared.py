@@ -13,24 +13,27 @@ from cachebus.holder import Holder
 from cachebus.messages import Commit, NewEntry, RegisterEngine, RegisterWorker, Reserve, Reserved, WrittenEntry
 from cachebus.metrics import BusMetrics
 from cachebus.region import Region
+from cachebus.settings import CacheSettings
 
 LAYOUT = b"l" * 16
 NAMESPACE = b"n" * 32
 REGION_BYTES = 8 << 20
 ANSWER_MS = 3000
+DIGEST_KEY = b"k" * 32
 
 
 class Bus:
     """A daemon in a thread, which can be ended and started again over its region."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, cache: CacheSettings = CacheSettings()) -> None:  # noqa: B008
         self.run_dir = run_dir
+        self.cache = cache
         self.holder = Holder(run_dir)
         self.start()
 
     def start(self) -> None:
         region = Region.make_or_adopt(self.run_dir / "region", REGION_BYTES, may_replace=True)
-        self.daemon = Daemon(self.run_dir, region, 256, b"k" * 32, BusMetrics())
+        self.daemon = Daemon(self.run_dir, region, DIGEST_KEY, BusMetrics(), self.cache)
         self._thread = threading.Thread(target=self.daemon.run)
         self._thread.start()
 

@@ -64,6 +64,7 @@ def engine_command(spec: WorkerSpec, port: int, version: tuple[int, ...]) -> lis
                 "save_decode_cache": spec.cache.save_decode_cache,
                 "lookup_ms_max": spec.cache.lookup_ms_max,
                 "pull_tokens_min": spec.cache.pull_tokens_min,
+                "promote_ms_max": spec.cache.promote_ms_max,
                 "verify_digests": spec.security.verify_digests,
             }
         },

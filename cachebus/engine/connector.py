@@ -29,11 +29,12 @@ from cachebus.client import BusClient
 from cachebus.engine import support
 from cachebus.engine.blocks import open_blocks
 from cachebus.engine.idle import limit_idle_spin
+from cachebus.engine.mover import IDLE_WAIT_SECONDS, Mover
 from cachebus.engine.namespace import layout_digest, layout_parts, namespace_parts
+from cachebus.engine.publisher import CONNECT_MS_MAX, Publisher
 from cachebus.engine.scheduler_half import Policy, RequestView, Scheduled, SchedulerHalf
 from cachebus.engine.statistics import HeadstartPromMetrics, HeadstartStats
 from cachebus.engine.transfer import PARAMS_KEY, StepPlan, transfer_params
-from cachebus.engine.worker_half import CONNECT_MS_MAX, IDLE_WAIT_SECONDS, Mover, Publisher
 from cachebus.holder import HOLDER_NAME_LENGTH, Holder
 from cachebus.keeper import Keeper
 from cachebus.keys import namespace_digest
@@ -62,6 +63,7 @@ class ConnectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     save_decode_cache: bool
     lookup_ms_max: int
     pull_tokens_min: int
+    promote_ms_max: int
     verify_digests: bool
 
 
@@ -194,7 +196,15 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
         self._layout = layout_parts(kv_caches, self._spec, self._block_size)
         region = Region.map(Path(self._welcome.region_path))
         self._blocks = open_blocks(kv_caches, self._num_blocks)
-        mover = Mover(self._run_dir, self._holder, settings.worker, self._blocks, region, settings.verify_digests)
+        mover = Mover(
+            self._run_dir,
+            self._holder,
+            settings.worker,
+            self._blocks,
+            region,
+            verify=settings.verify_digests,
+            wait_ms_max=settings.promote_ms_max,
+        )
         mover.start()
         publisher = Publisher(self._run_dir, self._holder, settings.worker, layout_digest(self._layout), self._blocks, region)
 

@@ -14,8 +14,8 @@ from enum import Enum
 from typing import Protocol
 
 from cachebus.engine.transfer import Load, LoadPiece, Save, StepPlan, TransferParams
-from cachebus.keys import extend_chunk_keys, root_key, tail_keys
-from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request, Withdraw
+from cachebus.keys import extend_chunk_keys, root_key, tail_keys, tenant_id
+from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request, Tier, Withdraw
 
 _NOT_ASKED_FOR = -1.0
 """Deadline of a lookup whose answer vLLM has not asked for yet."""
@@ -89,6 +89,7 @@ class _Phase(Enum):
 class _Tracked:
     view: RequestView
     root: bytes
+    tenant: bytes
     keys: list[bytes] = field(default_factory=list)
     tails: list[bytes] = field(default_factory=list)
     phase: _Phase = _Phase.IDLE
@@ -119,7 +120,7 @@ class SchedulerHalf:
 
     def add(self, view: RequestView) -> None:
         """A request arrived: look its prompt up."""
-        tracked = _Tracked(view, root_key(self._policy.namespace, view.salt))
+        tracked = _Tracked(view, root_key(self._policy.namespace, view.salt), tenant_id(view.salt))
         self._requests[view.request_id] = tracked
         prompt = view.tokens[: view.prompt_tokens]
         extend_chunk_keys(tracked.keys, tracked.root, prompt, self._policy.chunk_size)
@@ -248,7 +249,8 @@ class SchedulerHalf:
             end = -(-self._tokens_in(tracked, number + 1) // self._policy.block_size)
             if end > first and start < last:
                 targets = [blocks[i] if first <= i < last else -1 for i in range(start, end)]
-                pieces.append(LoadPiece(extent.key, extent.offset, extent.length, extent.digest, targets))
+                place = (extent.slot, extent.generation, extent.ready)
+                pieces.append(LoadPiece(extent.key, extent.offset, extent.length, extent.digest, targets, *place))
         return pieces
 
     def _advance(self, tracked: _Tracked, part: Scheduled) -> list[Save]:
@@ -272,20 +274,30 @@ class SchedulerHalf:
             extend_chunk_keys(tracked.keys, tracked.root, view.tokens[:known], policy.chunk_size)
         for number in range(tracked.published, known // policy.chunk_size):
             blocks = tracked.blocks[number * blocks_in_chunk : (number + 1) * blocks_in_chunk]
-            saves.append(Save(tracked.keys[number], blocks, tail=False))
+            saves.append(Save(tracked.keys[number], blocks, False, tracked.tenant))
             tracked.published = number + 1
         if not tracked.tail_published and after >= view.prompt_tokens:
             tracked.tail_published = True
             first = view.prompt_tokens // policy.chunk_size * blocks_in_chunk
-            saves += [Save(key, [tracked.blocks[first + i]], tail=True) for i, key in enumerate(tracked.tails)]
+            saves += [Save(key, [tracked.blocks[first + i]], True, tracked.tenant) for i, key in enumerate(tracked.tails)]
         return saves
 
     def _report(self, tracked: _Tracked, computed: int) -> None:
         transfer = tracked.view.transfer
         if transfer is None:
             return
-        pulled = max(0, computed - tracked.local_tokens) if tracked.pulled_to else 0
-        self._bus.submit(Report(transfer.transfer_id, transfer.leg, self._policy.worker, tracked.view.prompt_tokens, computed - pulled, pulled))
+        pulled = self._pulled(tracked, computed) if tracked.pulled_to else {}
+        hbm_tokens = computed - sum(pulled.values())
+        self._bus.submit(Report(transfer.transfer_id, transfer.leg, self._policy.worker, tracked.view.prompt_tokens, hbm_tokens, pulled))
+
+    def _pulled(self, tracked: _Tracked, computed: int) -> dict[Tier, int]:
+        """Tokens of the first ``computed`` ones that were pulled, by the tier that they came from."""
+        found: dict[Tier, int] = {}
+        for number, extent in enumerate(tracked.extents):
+            tokens = min(self._tokens_in(tracked, number + 1), computed) - max(self._tokens_in(tracked, number), tracked.local_tokens)
+            if tokens > 0:
+                found[extent.source] = found.get(extent.source, 0) + tokens
+        return found
 
     def _let_go(self, tracked: _Tracked) -> None:
         if tracked.lease:

@@ -12,6 +12,7 @@ _TEXTS = {
     "pulled_chunks": "Chunks and tail blocks pulled",
     "pull_seconds": "Seconds spent pulling and checking",
     "integrity_failures": "Pulls whose bytes did not match their digest",
+    "late_chunks": "Chunks promised from a slower tier that did not come in time",
     "published_bytes": "Bytes of KV published",
     "published_chunks": "Chunks and tail blocks published",
     "publish_seconds": "Seconds that engine steps spent publishing",

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from cachebus.chunk import TENANT_BYTES
+
 PARAMS_KEY = "headstart"
 """Key of Headstart's part in a request's ``kv_transfer_params``."""
 
@@ -24,13 +26,19 @@ class TransferParams(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class LoadPiece:
-    """One extent to pull. ``blocks[i]`` is where its i-th block goes; -1 leaves that block out."""
+    """One extent to pull. ``blocks[i]`` is where its i-th block goes; -1 leaves that block out.
+
+    Where it is not ``ready`` its bytes are there once the region's record in ``slot`` is committed under ``generation``.
+    """
 
     key: bytes
     offset: int
     length: int
     digest: bytes
     blocks: list[int]
+    slot: int = 0
+    generation: int = 0
+    ready: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Save:
     key: bytes
     blocks: list[int]
     tail: bool
+    tenant: bytes = bytes(TENANT_BYTES)
 
 
 @dataclass

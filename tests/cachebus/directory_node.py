@@ -1,7 +1,7 @@
 """A directory, driven as the daemon drives it."""
 
 from cachebus.directory import Directory
-from cachebus.effects import Answer, Effect, Publish, WipeRecord, WriteRecord
+from cachebus.effects import Answer, Effect, Job, Publish, Start, WipeRecord, WriteRecord
 from cachebus.messages import Acquire, Granted, NewEntry, Reserve, Reserved, Slot, WrittenEntry
 from cachebus.table import Record
 
@@ -26,6 +26,7 @@ class Node:
         self.directory = Directory(pages * PAGE, 64, epoch)
         self.table: dict[int, Record] = {}
         self.events: list[object] = []
+        self.jobs: list[Job] = []
 
     def apply(self, effects: list[Effect]) -> list[Effect]:
         for effect in effects:
@@ -33,6 +34,8 @@ class Node:
                 self.table[effect.slot] = effect.record
             elif isinstance(effect, WipeRecord):
                 self.table.pop(effect.slot, None)
+            elif isinstance(effect, Start):
+                self.jobs.append(effect.job)
             elif isinstance(effect, Publish):
                 self.events.append(effect.event)
         return effects

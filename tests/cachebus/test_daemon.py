@@ -142,7 +142,7 @@ def test_a_watch_sees_snapshot_events_gaps_and_restarts(bus: Bus) -> None:
         await asyncio.to_thread(bus.store, KEYS[1])
         await until(lambda: watch.replica.has(KEYS[1]))
         client = bus.client()
-        client.submit(Report("id", "decode", "one", 10, 1, 2))
+        client.submit(Report("id", "decode", "one", 10, 1, {"dram": 2}))
         await until(lambda: any(isinstance(event, Report) for event in heard))
         # An event that is lost shows as a gap with the next heartbeat.
         watch.replica._seq -= 1

@@ -244,7 +244,7 @@ def test_lease_numbers_of_two_lives_differ() -> None:
 def test_integrity_check_can_fail() -> None:
     node = Node()
     node.store(1)
-    node.directory._extents.allocate(PAGE)
-    next(iter(node.directory._entries.values())).readers = 3
+    node.directory.dram._extents.allocate(PAGE)
+    next(iter(node.directory.dram.entries.values())).readers = 3
     with pytest.raises(AssertionError):
         node.directory.check_integrity()

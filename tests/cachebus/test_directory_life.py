@@ -75,7 +75,7 @@ class Life(RuleBasedStateMachine):
             reading = {n: [e.offset for e in g.extents] for n, (h, g) in self.reading.items() if h == holder}
             writing = [s.slot for h, s in self.writing.values() if h == holder]
             new.apply(new.directory.reattach(Reattach(holder, reading, writing), 0))
-        assert set(new.directory._leases) == set(self.reading)
+        assert new.directory.leases() == set(self.reading)
         self.node = new
 
     @invariant()

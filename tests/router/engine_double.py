@@ -87,7 +87,9 @@ class EngineDouble:
             await asyncio.to_thread(self._store, ids)
         if self.reports:
             part = body["kv_transfer_params"]["headstart"]
-            self._client.submit(Report(part["transfer_id"], part["leg"], self.name, len(ids), 0, 0 if self.role == "prefill" else len(ids) - 1))
+            self._client.submit(
+                Report(part["transfer_id"], part["leg"], self.name, len(ids), 0, {} if self.role == "prefill" else {"dram": len(ids) - 1})
+            )
         usage = {"prompt_tokens": len(ids), "total_tokens": len(ids) + 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 77}}
         if not body.get("stream"):
             return JSONResponse({"choices": [{"text": f"{len(ids)} tokens"}], "usage": usage, "kv_transfer_params": {"secret": 1}})

@@ -164,7 +164,7 @@ def test_a_prompts_last_block_is_pulled_and_saved_though_it_is_not_full() -> Non
     plan = engine.plan(range(10, 16), CHUNK + BLOCK + 2, 1, restarted=True)
     assert [piece.blocks for piece in plan.loads[0].pieces] == [[10, 11, 12, 13], [14], [15]]
     assert plan.saves == []
-    assert engine.bus.of(Report) == [Report("id", "decode", "decode-0", CHUNK + BLOCK + 3, 0, CHUNK + BLOCK + 2)]
+    assert engine.bus.of(Report) == [Report("id", "decode", "decode-0", CHUNK + BLOCK + 3, 0, {"dram": CHUNK + BLOCK + 2})]
 
     shorter, longer = Engine(CHUNK + BLOCK + 2), Engine(CHUNK + BLOCK + 4)
     wanted = [set(acquire.keys) for other in (engine, shorter, longer) for acquire in other.bus.of(Acquire) if isinstance(acquire, Acquire)]
@@ -234,7 +234,7 @@ def test_a_report_says_where_the_prompt_came_from_once() -> None:
     engine.half.allocated("r", list(range(9)), 2 * CHUNK - BLOCK)
     engine.step(range(9), 2 * CHUNK, 1, restarted=True)
     engine.step([], 2 * CHUNK + 1, 1)
-    assert engine.bus.of(Report) == [Report("id", "decode", "decode-0", 2 * CHUNK + 1, BLOCK, 2 * CHUNK - BLOCK)]
+    assert engine.bus.of(Report) == [Report("id", "decode", "decode-0", 2 * CHUNK + 1, BLOCK, {"dram": 2 * CHUNK - BLOCK})]
 
 
 def test_a_load_cut_short_is_reported_as_far_as_it_came() -> None:
@@ -243,7 +243,7 @@ def test_a_load_cut_short_is_reported_as_far_as_it_came() -> None:
     engine.half.matched("r", 0, 0)
     engine.half.allocated("r", list(range(9)), 2 * CHUNK)
     engine.step(range(9), CHUNK, CHUNK + 1, restarted=True)
-    assert engine.bus.of(Report) == [Report("id", "decode", "decode-0", 2 * CHUNK + 1, 0, CHUNK)]
+    assert engine.bus.of(Report) == [Report("id", "decode", "decode-0", 2 * CHUNK + 1, 0, {"dram": CHUNK})]
 
 
 def test_what_a_load_did_not_bring_is_published_again() -> None:

@@ -1,0 +1,70 @@
+"""The tiers below DRAM as one thing for the daemon: opens those that are configured, hands out jobs, collects outcomes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cachebus.chunk import key_id
+from cachebus.disk import DiskTier
+from cachebus.effects import Effect, Job, Outcome
+from cachebus.lanes import DiskLane, Lane, Memory, RemoteLane
+from cachebus.messages import Tier
+from cachebus.redis import Remote, RemoteSettings
+from cachebus.settings import CacheSettings
+from cachebus.shelf import Shelf
+from cachebus.tiers import Tiers
+
+log = logging.getLogger("headstart.cachebus")
+
+DISK_THREADS = 4
+CLOSE_SECONDS_MAX = 10.0
+HEADER_PAGE_BYTES = 4096
+
+
+class Below:
+    """``tiers`` is the state machine, ``lanes`` are the threads of each tier that is configured."""
+
+    def __init__(self, tiers: Tiers, lanes: dict[Tier, Lane]) -> None:
+        self.tiers = tiers
+        self._lanes = lanes
+
+    @classmethod
+    def open(cls, cache: CacheSettings, memory: Memory, wake: Callable[[], None]) -> Below:
+        """The tiers of these settings. Raises TierError where the disk can't be used; a shared tier may come later."""
+        name = key_id(memory.digest_key)
+        tiers = Tiers(key_id=name, write_behind_bytes_max=int(cache.write_behind_gb_max * 1e9))
+        lanes: dict[Tier, Lane] = {}
+        if cache.local_disk:
+            disk = DiskTier(Path(cache.local_disk).absolute(), int(cache.max_local_disk_size * 1e9), name)
+            tiers.disk = Shelf(disk.capacity, disk.slots, cache.eviction, HEADER_PAGE_BYTES, cache.tenant_share_max)
+            lanes["nvme"] = DiskLane(disk, memory, DISK_THREADS, wake)
+            for job in tiers.adopt_disk(disk.records()):
+                lanes["nvme"].start(job)
+            log.info("nvme: %s holds %d chunks, %.2f GB of room", cache.local_disk, len(tiers.disk.index), disk.capacity / 1e9)
+        if cache.remote_url:
+            remote = Remote(RemoteSettings(cache.remote_url, name, cache.remote_ttl_seconds, cache.remote_timeout_ms))
+            lanes["redis"] = RemoteLane(remote, memory, cache.remote_connections, wake)
+        return cls(tiers, lanes)
+
+    def start(self, job: Job) -> None:
+        """Hands a job to its tier."""
+        self._lanes[job.tier].start(job)
+
+    def outcomes(self) -> Iterator[tuple[int, Outcome]]:
+        """What ended since the last call."""
+        for lane in self._lanes.values():
+            yield from lane.outcomes()
+
+    def changes(self) -> list[Effect]:
+        """Tells the state machine which tiers can be used now, and what a tier that came (back) holds."""
+        self.tiers.usable = {tier for tier, lane in self._lanes.items() if lane.usable}
+        self.tiers.writable = {tier for tier, lane in self._lanes.items() if lane.writable}
+        found = [lane.take_index() for lane in self._lanes.values()]
+        return [effect for keys in found if keys is not None for effect in self.tiers.remote_index(keys)]
+
+    def close(self) -> None:
+        """Does what is queued and ends the threads."""
+        for lane in self._lanes.values():
+            lane.close(CLOSE_SECONDS_MAX)

@@ -1,0 +1,173 @@
+"""The connector's worker half, inward: pulls extents into the engine's blocks on a thread of its own and checks them where they arrived.
+
+Pieces that lie in DRAM are copied at once. A piece that the daemon is still bringing up from a slower tier is copied as soon as its record
+says that it is there, so a prefix is pulled while its end is still being read from disk; other requests' pulls go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cachebus.client import BusClient
+from cachebus.engine.blocks import Blocks
+from cachebus.engine.publisher import CONNECT_MS_MAX
+from cachebus.engine.transfer import Load, LoadPiece
+from cachebus.holder import Holder
+from cachebus.messages import Quarantine, Release
+from cachebus.region import Region
+from cachebus.table import State
+
+log = logging.getLogger("headstart.connector")
+
+IDLE_WAIT_SECONDS = 0.005
+"""How long an engine with nothing to compute waits for a load to end, instead of asking again a step later."""
+
+COPY_THREADS_MAX = 4
+"""Threads that share one pull; two reach twice the speed of one, and more than four would take memory bandwidth from the engine."""
+
+LOOK_SECONDS = 0.0005
+"""How often records are looked at while chunks are on their way up."""
+
+TORN_READS_MAX = 3
+"""The daemon may be writing a record while it is looked at; one that is unreadable this often is gone."""
+
+
+@dataclass
+class _Pull:
+    load: Load
+    started: float
+    deadline: float
+    coming: list[LoadPiece]
+    copies: list[tuple[LoadPiece, Future[bool]]] = field(default_factory=list)
+    lost: list[LoadPiece] = field(default_factory=list)
+    unreadable: int = 0
+
+
+class Mover(threading.Thread):
+    """Carries out loads. ``take_finished`` hands over what has ended since the last call, each request once.
+
+    ``wait_ms_max``: how long it waits for the next piece of a load to come up; what is not there then is for the engine to compute.
+    """
+
+    def __init__(self, run_dir: Path, holder: Holder, worker: str, blocks: Blocks, region: Region, *, verify: bool, wait_ms_max: int) -> None:
+        super().__init__(name="headstart-mover", daemon=True)
+        self._blocks, self._region = blocks, region
+        self._wait_seconds = wait_ms_max / 1000
+        self._loads: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
+        self._open: list[_Pull] = []
+        self._changed = threading.Condition()
+        self._reading: dict[int, list[int]] = {}
+        self._finished: set[str] = set()
+        self._invalid: set[int] = set()
+        names = ("pulled_bytes", "pulled_chunks", "pull_seconds", "integrity_failures", "late_chunks")
+        self.counts: dict[str, float] = dict.fromkeys(names, 0)
+        self._client = BusClient(run_dir, f"{worker} mover", holder)
+        digest_key = self._client.connect(CONNECT_MS_MAX).digest_key
+        self._key = digest_key if verify else None
+        self._copiers = ThreadPoolExecutor(min(COPY_THREADS_MAX, len(os.sched_getaffinity(0))), "headstart-copier")
+
+    def submit(self, load: Load) -> None:
+        """Queues a load; every load that was queued is reported finished once."""
+        with self._changed:
+            self._reading[load.lease] = [piece.offset for piece in load.pieces]
+        self._loads.put(load)
+
+    def take_finished(self, wait_seconds: float) -> tuple[set[str], set[int]]:
+        """Requests whose loads ended, and the blocks among them whose bytes are not good.
+
+        Where loads are under way and none has ended, waits for one to end, ``wait_seconds`` at most.
+        """
+        with self._changed:
+            if wait_seconds:
+                self._changed.wait_for(lambda: self._finished or not self._reading, wait_seconds)
+            finished, self._finished = self._finished, set()
+            invalid, self._invalid = self._invalid, set()
+        return finished, invalid
+
+    def reading(self) -> dict[int, list[int]]:
+        """The extents that loads still read, by lease."""
+        with self._changed:
+            return dict(self._reading)
+
+    def stop(self) -> None:
+        """Ends the thread after the loads that are queued."""
+        self._loads.put(None)
+        self.join(timeout=5)
+
+    def run(self) -> None:
+        ending = False
+        while self._open or not ending:
+            try:
+                load = self._loads.get(timeout=LOOK_SECONDS) if self._open else self._loads.get()
+            except queue.Empty:
+                pass
+            else:
+                ending = ending or load is None
+                if load is not None:
+                    self._begin(load)
+            for pull in list(self._open):
+                self._look(pull)
+                if not pull.coming:
+                    self._open.remove(pull)
+                    self._end(pull)
+            self._client.poll()
+        self._copiers.shutdown()
+        self._client.close()
+
+    def _begin(self, load: Load) -> None:
+        now = time.perf_counter()
+        pull = _Pull(load, now, now + self._wait_seconds, [piece for piece in load.pieces if not piece.ready])
+        for piece in load.pieces:
+            if piece.ready:
+                self._copy(pull, piece)
+        self._open.append(pull)
+
+    def _copy(self, pull: _Pull, piece: LoadPiece) -> None:
+        pull.copies.append((piece, self._copiers.submit(self._pull, piece)))
+
+    def _look(self, pull: _Pull) -> None:
+        """Has copied what came up since the last look, in order. Where a piece is lost, so is what comes after it: it is computed, too."""
+        while pull.coming:
+            piece = pull.coming[0]
+            record = self._region.table.record(piece.slot)
+            if record is None or record.generation != piece.generation:
+                pull.unreadable += 1
+                gone = pull.unreadable >= TORN_READS_MAX
+            else:
+                pull.unreadable = 0
+                gone = record.state == State.DOOMED
+                if record.state == State.COMMITTED:
+                    self._copy(pull, pull.coming.pop(0))
+                    pull.deadline = time.perf_counter() + self._wait_seconds
+                    continue
+            if gone or time.perf_counter() >= pull.deadline:
+                pull.lost, pull.coming = pull.coming, []
+            return
+
+    def _end(self, pull: _Pull) -> None:
+        bad = [piece for piece, copy in pull.copies if not copy.result()]
+        self.counts["pulled_bytes"] += sum(piece.length for piece, _ in pull.copies)
+        self.counts["pulled_chunks"] += len(pull.copies)
+        self.counts["pull_seconds"] += time.perf_counter() - pull.started
+        self.counts["late_chunks"] += len(pull.lost)
+        for piece in bad:
+            self.counts["integrity_failures"] += 1
+            log.error("chunk %s does not match its digest: it is computed again", piece.key.hex()[:16])
+            self._client.submit(Quarantine(piece.key, piece.digest))
+        self._client.submit(Release([pull.load.lease]))
+        with self._changed:
+            self._reading.pop(pull.load.lease, None)
+            self._finished.add(pull.load.request_id)
+            self._invalid.update(block for piece in [*bad, *pull.lost] for block in piece.blocks if block >= 0)
+            self._changed.notify()
+
+    def _pull(self, piece: LoadPiece) -> bool:
+        extent = self._region.data[piece.offset : piece.offset + piece.length]
+        return self._blocks.load(piece.blocks, extent, self._key) == (piece.digest if self._key else b"")

@@ -1,0 +1,123 @@
+"""The connector's worker half, outward: copies completed chunks from the engine's blocks to the region.
+
+It runs beside the engine: while that hands over the step's tokens and begins the next step. The extents are asked for before
+the forward pass and are there when it ends. The engine waits only before a step that writes the blocks being copied, and at the
+end of the next forward pass.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from cachebus.client import BusClient
+from cachebus.engine.blocks import Blocks, Computed
+from cachebus.engine.transfer import Save, StepPlan
+from cachebus.errors import BusError
+from cachebus.holder import Holder
+from cachebus.messages import Abandon, Commit, NewEntry, Reserve, Reserved, Slot, WrittenEntry
+from cachebus.region import Region
+
+log = logging.getLogger("headstart.connector")
+
+RESERVE_WAIT_MS_MAX = 20
+"""How long a step's extents are waited for after the forward pass; past it the step's chunks are not published."""
+
+CONNECT_MS_MAX = 5000
+SILENT_SECONDS = 1.0
+
+
+class Publisher:
+    """Writes complete chunks into the region. The engine's thread calls it; its own thread talks to the bus and copies."""
+
+    def __init__(self, run_dir: Path, holder: Holder, worker: str, layout: bytes, blocks: Blocks, region: Region) -> None:
+        self._holder, self._layout, self._blocks, self._region = holder, layout, blocks, region
+        self._thread = ThreadPoolExecutor(1, "headstart-publisher")
+        self._copying: Future[None] | None = None
+        self._saves: dict[bytes, Save] = {}
+        self._ticket = 0
+        self.writing: list[int] = []
+        self._silent_until = 0.0
+        self.counts: dict[str, float] = {"published_bytes": 0, "published_chunks": 0, "publish_seconds": 0, "unpublished_chunks": 0}
+        self._thread.submit(self._connect, run_dir, worker).result()
+
+    def begin(self, plan: StepPlan) -> None:
+        """A step begins: asks for the extents of the chunks that it completes."""
+        if plan.fence:
+            self._settle()
+        self._saves = {save.key: save for save in plan.saves}
+        if self._saves:
+            self._thread.submit(self._reserve, list(self._saves.values()))
+
+    def finish(self) -> None:
+        """The step's forward pass has ended: has what got an extent copied, digested and committed."""
+        self._settle()
+        if self._saves:
+            self._copying = self._thread.submit(self._publish, self._saves, self._blocks.computed())
+            self._saves = {}
+
+    def close(self) -> None:
+        """Ends the thread and the connection."""
+        self._settle()
+        self._thread.submit(self._client.close)
+        self._thread.shutdown()
+
+    def _settle(self) -> None:
+        """Waits until the blocks of the last step's saves are read."""
+        if self._copying is not None:
+            self._copying.result()
+            self._copying = None
+
+    # On the publisher's own thread.
+
+    def _connect(self, run_dir: Path, worker: str) -> None:
+        self._client = BusClient(run_dir, f"{worker} publisher", self._holder)
+        self._key = self._client.connect(CONNECT_MS_MAX).digest_key
+
+    def _reserve(self, saves: Sequence[Save]) -> None:
+        if time.monotonic() < self._silent_until:
+            self._ticket = 0
+            return
+        entries = [NewEntry(save.key, len(save.blocks) * self._blocks.block_bytes, save.tail, save.tenant) for save in saves]
+        self._ticket = self._client.submit(Reserve(self._holder.id, self._layout, entries))
+
+    def _publish(self, saves: Mapping[bytes, Save], computed: Computed) -> None:
+        started = time.perf_counter()
+        try:
+            slots = self._await_slots() if self._ticket else []
+        except BusError as error:
+            log.warning("%d chunks are not published: %s", len(saves), error)
+            slots = []
+        if not self._ticket:
+            self.counts["unpublished_chunks"] += len(saves)
+        computed.synchronize()
+        written = [self._write(saves[slot.key], slot) for slot in slots]
+        if written:
+            self._client.submit(Commit(self._holder.id, written))
+        self.writing = []
+        self.counts["publish_seconds"] += time.perf_counter() - started
+
+    def _write(self, save: Save, slot: Slot) -> WrittenEntry:
+        length = len(save.blocks) * self._blocks.block_bytes
+        digest = self._blocks.save(save.blocks, self._region.data[slot.offset : slot.offset + length], self._key)
+        self.counts["published_bytes"] += length
+        self.counts["published_chunks"] += 1
+        return WrittenEntry(slot.slot, slot.generation, digest)
+
+    def _await_slots(self) -> list[Slot]:
+        deadline = time.monotonic() + RESERVE_WAIT_MS_MAX / 1000
+        while (left := deadline - time.monotonic()) > 0:
+            for ticket, reply in self._client.poll(left * 1000):
+                if not isinstance(reply, Reserved):
+                    continue
+                if ticket == self._ticket:
+                    self.writing = [slot.slot for slot in reply.slots]
+                    return reply.slots
+                # An answer to a step that did not wait for it any longer.
+                self._client.submit(Abandon(self._holder.id, [(slot.slot, slot.generation) for slot in reply.slots]))
+        self._silent_until = time.monotonic() + SILENT_SECONDS
+        self._ticket = 0
+        return []

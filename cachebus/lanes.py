@@ -1,0 +1,286 @@
+"""The threads that move bytes between the region and one lower tier. The daemon's thread starts jobs and takes outcomes; it never waits.
+
+A lane works on what somebody waits for first (reads and probes), then on what makes room, then on what is written behind.
+Bytes that come up are checked here, against the header that was asked for and their keyed digest, before anybody is told of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from blake3 import blake3
+
+from cachebus.chunk import ChunkHeader
+from cachebus.effects import Job, Outcome, Probe, Read, Wipe, Write
+from cachebus.errors import TierError
+from cachebus.extents import aligned
+from cachebus.messages import Tier
+from cachebus.table import Record
+
+log = logging.getLogger("headstart.cachebus")
+
+UPKEEP_SECONDS = 0.25
+SYNC_SECONDS = 5.0
+_PRIORITY = {Read: 0, Probe: 0, Wipe: 1, Write: 2}
+_LAST = 9
+
+
+class DiskStore(Protocol):
+    """The NVMe tier's files (``cachebus.disk``). ``writable``: whether writing makes sense now."""
+
+    @property
+    def writable(self) -> bool: ...
+
+    def write(self, slot: int, record: Record, header: ChunkHeader, payload: memoryview) -> None:
+        """Writes header, payload and, after them, the record."""
+
+    def wipe(self, slot: int) -> None:
+        """Frees a record."""
+
+    def read(self, offset: int, length: int, into: memoryview) -> ChunkHeader | None:
+        """Reads a chunk's payload and returns the header found before it."""
+
+    def sync(self) -> None:
+        """Asks the device to keep what was written."""
+
+
+class RemoteStore(Protocol):
+    """The shared tier (``cachebus.redis``). ``available``: whether it answers."""
+
+    @property
+    def available(self) -> bool: ...
+
+    def probe(self, keys: Sequence[bytes]) -> list[ChunkHeader | None]:
+        """The headers under these keys."""
+
+    def get(self, header: ChunkHeader, into: memoryview) -> bool:
+        """Reads a chunk's payload; False where it is not there as the header says."""
+
+    def put(self, header: ChunkHeader, payload: memoryview) -> bool:
+        """Stores a chunk; False where the tier refuses it."""
+
+    def delete(self, keys: Sequence[bytes]) -> int:
+        """Forgets chunks."""
+
+    def clear(self) -> int:
+        """Forgets all chunks of this cluster."""
+
+    def scan(self) -> Iterator[bytes]:
+        """Every key."""
+
+    def tick(self) -> bool:
+        """Tries to reconnect where that is due; True when the tier has just come back."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The region's bytes and the key of its digests."""
+
+    data: memoryview
+    digest_key: bytes
+
+    def extent(self, offset: int, length: int) -> memoryview:
+        """The bytes of an extent; the page that it ends in is its own, so ``length`` may be rounded up to pages."""
+        return self.data[offset : offset + length]
+
+    def holds(self, offset: int, header: ChunkHeader) -> bool:
+        """Whether the extent's bytes are what the header says."""
+        return bool(blake3(self.extent(offset, header.length), key=self.digest_key).digest() == header.digest)
+
+
+class Lane:
+    """A tier's queue and threads. ``wake`` is called, from a thread of the lane, when an outcome can be taken.
+
+    ``usable`` and ``writable`` say whether jobs make sense now; ``index`` is the tier's keys after it came (back), until it is taken.
+    """
+
+    tier: Tier
+
+    def __init__(self, memory: Memory, threads: int, wake: Callable[[], None]) -> None:
+        self._memory, self._wake = memory, wake
+        self._jobs: queue.PriorityQueue[tuple[int, int, Job | None]] = queue.PriorityQueue()
+        self._order = itertools.count()
+        self._outcomes: queue.SimpleQueue[tuple[int, Outcome]] = queue.SimpleQueue()
+        self._ending = threading.Event()
+        names = [f"headstart-{self.tier}-{number}" for number in range(threads)]
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
+        self._threads.append(threading.Thread(target=self._upkeep, name=f"headstart-{self.tier}-upkeep", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def usable(self) -> bool:
+        """Whether chunks can be had from the tier."""
+        raise NotImplementedError
+
+    @property
+    def writable(self) -> bool:
+        """Whether chunks can be written to it."""
+        raise NotImplementedError
+
+    def start(self, job: Job) -> None:
+        """Queues a job."""
+        self._jobs.put((_PRIORITY[type(job)], next(self._order), job))
+
+    def outcomes(self) -> Iterator[tuple[int, Outcome]]:
+        """What ended since the last call, by job number."""
+        while True:
+            try:
+                yield self._outcomes.get_nowait()
+            except queue.Empty:
+                return
+
+    def take_index(self) -> set[bytes] | None:
+        """The tier's keys where it came (back) since the last call."""
+        return None
+
+    def close(self, seconds_max: float) -> None:
+        """Does what is queued, for so long at most, and ends the threads."""
+        self._ending.set()
+        for _ in self._threads:
+            self._jobs.put((_LAST, next(self._order), None))
+        for thread in self._threads:
+            thread.join(seconds_max)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()[2]) is not None:
+            try:
+                outcome = self._do(job)
+            except (OSError, TierError) as error:
+                log.debug("%s: %s failed: %s", self.tier, type(job).__name__.lower(), error)
+                outcome = Outcome(False)
+            if job.number:
+                self._outcomes.put((job.number, outcome))
+                self._wake()
+
+    def _do(self, job: Job) -> Outcome:
+        raise NotImplementedError
+
+    def _upkeep(self) -> None:
+        raise NotImplementedError
+
+    def _checked(self, job: Read, found: ChunkHeader | None) -> Outcome:
+        """Whether a chunk that was read is the one that was asked for, byte for byte."""
+        wanted = job.header
+        same = found is not None and (found.key, found.layout, found.length, found.digest) == (
+            wanted.key,
+            wanted.layout,
+            wanted.length,
+            wanted.digest,
+        )
+        good = same and self._memory.holds(job.into, wanted)
+        if not good:
+            log.error("chunk %s from %s is not what was written there: it will be computed again", wanted.key.hex()[:16], self.tier)
+        return Outcome(good, corrupt=not good)
+
+
+class DiskLane(Lane):
+    """The NVMe tier."""
+
+    tier: Tier = "nvme"
+
+    def __init__(self, disk: DiskStore, memory: Memory, threads: int, wake: Callable[[], None]) -> None:
+        self._disk = disk
+        self._wiping: set[int] = set()
+        self._lock = threading.Lock()
+        super().__init__(memory, threads, wake)
+
+    @property
+    def usable(self) -> bool:
+        return True
+
+    @property
+    def writable(self) -> bool:
+        return self._disk.writable
+
+    def start(self, job: Job) -> None:
+        with self._lock:
+            if isinstance(job, Wipe):
+                self._wiping.update(job.slots)
+            elif isinstance(job, Write):
+                # Its own record takes the old one's place; a wipe that came after it would forget the new chunk.
+                self._wiping.discard(job.slot)
+        super().start(job)
+
+    def _do(self, job: Job) -> Outcome:
+        if isinstance(job, Read):
+            into = self._memory.extent(job.into, aligned(job.header.length))
+            return self._checked(job, self._disk.read(job.place, job.header.length, into))
+        if isinstance(job, Write):
+            assert job.record is not None
+            self._disk.write(job.slot, job.record, job.header, self._memory.extent(job.source, aligned(job.header.length)))
+        elif isinstance(job, Wipe):
+            self._wipe(job.slots)
+        return Outcome(True)
+
+    def _wipe(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            with self._lock:
+                if slot in self._wiping:
+                    self._wiping.discard(slot)
+                    self._disk.wipe(slot)
+
+    def _upkeep(self) -> None:
+        while not self._ending.wait(SYNC_SECONDS):
+            try:
+                self._disk.sync()
+            except OSError as error:
+                log.warning("nvme: the device does not keep what was written: %s", error)
+
+
+class RemoteLane(Lane):
+    """The shared tier."""
+
+    tier: Tier = "redis"
+
+    def __init__(self, remote: RemoteStore, memory: Memory, threads: int, wake: Callable[[], None]) -> None:
+        self._remote = remote
+        self._index: set[bytes] | None = None
+        self._known = False
+        super().__init__(memory, threads, wake)
+
+    @property
+    def usable(self) -> bool:
+        return self._remote.available
+
+    @property
+    def writable(self) -> bool:
+        return self._remote.available
+
+    def take_index(self) -> set[bytes] | None:
+        index, self._index = self._index, None
+        return index
+
+    def _do(self, job: Job) -> Outcome:
+        if isinstance(job, Read):
+            if not self._remote.get(job.header, self._memory.extent(job.into, job.header.length)):
+                return Outcome(False)
+            return self._checked(job, job.header)
+        if isinstance(job, Write):
+            return Outcome(self._remote.put(job.header, self._memory.extent(job.source, job.header.length)))
+        if isinstance(job, Probe):
+            return Outcome(True, headers=self._remote.probe(job.keys))
+        if isinstance(job, Wipe):
+            if job.keys:
+                self._remote.delete(job.keys)
+            else:
+                self._remote.clear()
+        return Outcome(True)
+
+    def _upkeep(self) -> None:
+        while not self._ending.wait(UPKEEP_SECONDS if self._known else 0.01):
+            try:
+                came_back = self._remote.tick()
+                if came_back or (not self._known and self._remote.available):
+                    self._index = set(self._remote.scan())
+                    self._known = True
+                    self._wake()
+            except (OSError, TierError) as error:
+                self._known = False
+                log.debug("redis: %s", error)
