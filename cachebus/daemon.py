@@ -310,6 +310,8 @@ def run(cache: CacheSettings, security: SecuritySettings) -> int:
         raise RegionError(f"{len(living)} living processes still use a region at {path} that is gone: stop the workers first")
     region = Region.make_or_adopt(path, size, may_replace=not living)
     metrics = BusMetrics()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
     daemon = Daemon(run_dir, region, _digest_key(cache, run_dir, security.digest_key_file), metrics, cache)
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -327,6 +329,11 @@ def run(cache: CacheSettings, security: SecuritySettings) -> int:
         os.close(lock)
     log.info("cachebus stopped")
     return 0
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    """Asked to end while the tiers are being opened: nothing is under way yet."""
+    raise SystemExit(0)
 
 
 def address(run_dir: Path, name: str) -> str:

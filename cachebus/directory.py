@@ -44,10 +44,8 @@ WAITERS_MAX = 4096
 
 PROBED_AT_ONCE = 8
 """Keys that a lookup asks the shared tier for first; each further question asks for eight times as many."""
-
 DEMOTED_AHEAD = 64
 """How many of the chunks that DRAM drops next are looked at for a copy in a lower tier."""
-
 CACHEBUS = "cachebus"
 """The holder of extents that the daemon itself fills; it has no lock, so a new daemon takes them for abandoned."""
 
@@ -152,8 +150,6 @@ class Directory:
             return []
         self.counters.integrity_failures += 1
         return self._drop(entry)
-
-    # Jobs that have ended.
 
     def done(self, number: int, outcome: Outcome, now_ms: float) -> list[Effect]:
         """A job that was started has ended."""

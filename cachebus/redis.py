@@ -12,15 +12,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis
 from redis import cluster, sentinel
@@ -28,6 +26,7 @@ from redis import cluster, sentinel
 from cachebus.breaker import Breaker
 from cachebus.chunk import HEADER_BYTES, ChunkHeader, pack_header, unpack_header
 from cachebus.errors import TierError
+from cachebus.resp import Answered, Line, command, command_parts
 
 log = logging.getLogger("headstart.cachebus")
 
@@ -39,15 +38,10 @@ REFUSED_SECONDS = 5.0
 
 _PORTS = {"sentinel": 26379, "cluster": 6379}
 _SCAN_COUNT = 1000
-_LINE_BYTES = 64 << 10
 
 
 class RemoteUnavailable(TierError):
     """The shared tier does not answer, or did not a moment ago."""
-
-
-class _Answered(TierError):
-    """The server answered with an error."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ class Remote:
         for group in self._server.groups([self._name(key) for key in keys]):
             scratch = bytearray(HEADER_BYTES)
             with self._connection(group[0]) as line:
-                line.send([_command(b"GET", name.encode()) for name in group])
+                line.send([command(b"GET", name.encode()) for name in group])
                 for name in group:
                     length = line.receive_value(memoryview(scratch))
                     header = unpack_header(bytes(scratch)) if length == HEADER_BYTES else None
@@ -105,7 +99,7 @@ class Remote:
         parts = _parts(into)
         scratch = bytearray(HEADER_BYTES)
         with self._connection(name) as line:
-            line.send([_command(b"GET", part.encode()) for part in [name, *_part_names(name, len(parts))]])
+            line.send([command(b"GET", part.encode()) for part in [name, *_part_names(name, len(parts))]])
             whole = line.receive_value(memoryview(scratch)) == HEADER_BYTES
             for part in parts:
                 whole &= line.receive_value(part) == len(part)
@@ -122,7 +116,7 @@ class Remote:
         expiry = [b"EX", str(self._settings.ttl_seconds).encode()] if self._settings.ttl_seconds else []
         with self._connection(name) as line:
             for part_name, part in [*zip(_part_names(name, len(parts)), parts, strict=True), (name, memoryview(pack_header(header)))]:
-                line.send(_command_parts([b"SET", part_name.encode(), part, *expiry]))
+                line.send(command_parts([b"SET", part_name.encode(), part, *expiry]))
                 error = line.receive_status()
                 if error:
                     self._refuse(error)
@@ -161,7 +155,7 @@ class Remote:
         """Seconds of a round trip."""
         with self._connection(self._name(b"")) as line:
             started = time.perf_counter()
-            line.send([_command(b"PING")])
+            line.send([command(b"PING")])
             line.receive_status()
             return time.perf_counter() - started
 
@@ -172,7 +166,7 @@ class Remote:
         try:
             self._server.find()
             with self._connection(self._name(b""), trying=True) as line:
-                line.send([_command(b"PING")])
+                line.send([command(b"PING")])
                 error = line.receive_status()
         except TierError:
             return False
@@ -188,18 +182,18 @@ class Remote:
         return f"{self._prefix}{{{key.hex()}}}"
 
     @contextlib.contextmanager
-    def _connection(self, name: str, *, trying: bool = False) -> Iterator[_Line]:
+    def _connection(self, name: str, *, trying: bool = False) -> Iterator[Line]:
         if self._breaker.open and not trying:
             raise RemoteUnavailable("the shared tier does not answer")
         if getattr(self._local, "life", None) != self._life:
             self._local.life, self._local.lines = self._life, {}
         where = self._server.where(name)
-        line: _Line | None = None
+        line: Line | None = None
         try:
             line = self._local.lines.get(where) or self._server.connect(name)
             self._local.lines[where] = line
             yield line
-        except _Answered as error:
+        except Answered as error:
             self._local.lines.pop(where, None)
             self._gave_up(error, line)
             raise RemoteUnavailable(str(error)) from error
@@ -218,7 +212,7 @@ class Remote:
             self._gave_up(error, None)
             raise RemoteUnavailable(f"the shared tier does not answer: {error}") from error
 
-    def _gave_up(self, error: Exception, line: _Line | None) -> None:
+    def _gave_up(self, error: Exception, line: Line | None) -> None:
         if line is not None:
             line.close()
         with self._lock:
@@ -264,8 +258,8 @@ class _Server:
                 nodes = [cluster.ClusterNode(*host) for host in hosts]  # type: ignore[no-untyped-call]
                 self.client = self._cluster = cluster.RedisCluster(startup_nodes=nodes, **options)
             else:
-                plain = urlunsplit(parts._replace(query=urlencode(query)))
-                self.client = redis.Redis.from_url(plain, **options)
+                left = f"?{urlencode(query)}" if query else ""
+                self.client = redis.Redis.from_url(self._url.partition("?")[0] + left, **options)
         except (OSError, redis.RedisError) as error:
             raise RemoteUnavailable(f"the shared tier does not answer: {error}") from error
 
@@ -285,99 +279,12 @@ class _Server:
             last = where
         return found
 
-    def connect(self, name: str) -> _Line:
+    def connect(self, name: str) -> Line:
         """A connection to the node that keeps ``name``."""
         client = self._cluster.get_redis_connection(self._cluster.get_node_from_key(name)) if self._cluster else self.client
         connection = client.connection_pool.make_connection()
         connection.connect()
-        return _Line(connection, self._timeout)
-
-
-class _Line:
-    """A connection whose socket is used directly, one command or pipeline at a time."""
-
-    def __init__(self, connection: Any, timeout: float) -> None:
-        self._connection = connection
-        self._socket: socket.socket = connection._sock
-        self._socket.settimeout(timeout)
-        self._buffer = bytearray(_LINE_BYTES)
-        self._start = self._end = 0
-
-    def close(self) -> None:
-        """Closes the connection: what may still come on it must not be taken for another answer."""
-        with contextlib.suppress(OSError, redis.RedisError):
-            self._connection.disconnect()
-
-    def send(self, parts: Sequence[bytes | memoryview]) -> None:
-        """Sends all of it, payloads straight from where they are."""
-        left = [memoryview(part).cast("B") for part in parts]
-        if isinstance(self._socket, ssl.SSLSocket):
-            for part in left:
-                self._socket.sendall(part)
-            return
-        while left:
-            sent = self._socket.sendmsg(left[:64])
-            while left and sent >= len(left[0]):
-                sent -= len(left.pop(0))
-            if sent:
-                left[0] = left[0][sent:]
-
-    def receive_value(self, into: memoryview) -> int:
-        """Receives a value of exactly ``len(into)`` bytes into it; its length, or -1 where there is none. A value of another length is skipped."""
-        line = self._receive_line()
-        if line[:1] == b"-":
-            raise _Answered(line[1:].decode("utf-8", "replace"))
-        if line[:1] != b"$":
-            raise OSError(f"an answer that is no value: {line[:40]!r}")
-        length = int(line[1:])
-        if length < 0:
-            return -1
-        if length == len(into):
-            self._fill(into)
-        else:
-            self._skip(length)
-        self._skip(2)
-        return length
-
-    def receive_status(self) -> str:
-        """Receives a status; "" where it is good, else what the server says."""
-        line = self._receive_line()
-        return "" if line[:1] in (b"+", b":") else line[1:].decode("utf-8", "replace")
-
-    def _receive_line(self) -> bytes:
-        while True:
-            end = self._buffer.find(b"\r\n", self._start, self._end)
-            if end >= 0:
-                line = bytes(self._buffer[self._start : end])
-                self._start = end + 2
-                return line
-            if self._start:
-                self._buffer[: self._end - self._start] = self._buffer[self._start : self._end]
-                self._start, self._end = 0, self._end - self._start
-            if self._end == len(self._buffer):
-                raise OSError("an answer without an end")
-            self._end += self._receive(memoryview(self._buffer)[self._end :])
-
-    def _fill(self, into: memoryview) -> None:
-        ready = min(len(into), self._end - self._start)
-        into[:ready] = self._buffer[self._start : self._start + ready]
-        self._start += ready
-        while ready < len(into):
-            ready += self._receive(into[ready:])
-
-    def _skip(self, length: int) -> None:
-        while length:
-            if self._start == self._end:
-                self._start, self._end = 0, self._receive(memoryview(self._buffer))
-            step = min(length, self._end - self._start)
-            self._start += step
-            length -= step
-
-    def _receive(self, into: memoryview) -> int:
-        count = self._socket.recv_into(into)
-        if not count:
-            raise OSError("the server closed the connection")
-        return count
+        return Line(connection._sock, connection.disconnect, self._timeout)
 
 
 def redacted(url: str) -> str:
@@ -396,15 +303,3 @@ def _parts(payload: memoryview) -> list[memoryview]:
 
 def _part_names(name: str, count: int) -> list[str]:
     return [f"{name}:{number}" for number in range(count)]
-
-
-def _command(*words: bytes) -> bytes:
-    return b"".join([b"*%d\r\n" % len(words), *(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)])
-
-
-def _command_parts(words: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
-    """A command in which long words stay where they are."""
-    parts: list[bytes | memoryview] = [b"*%d\r\n" % len(words)]
-    for word in words:
-        parts += [b"$%d\r\n" % len(word), word, b"\r\n"]
-    return parts
