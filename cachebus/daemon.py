@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -75,7 +76,9 @@ KEY_BYTES = 32
 class Daemon:
     """Requests in, effects carried out. ``now_ms`` is a monotonic clock."""
 
-    def __init__(self, run_dir: Path, region: Region, digest_key: bytes, metrics: BusMetrics, cache: CacheSettings) -> None:
+    def __init__(
+        self, run_dir: Path, region: Region, digest_key: bytes, metrics: BusMetrics, cache: CacheSettings, ending: threading.Event | None = None
+    ) -> None:
         self._run_dir = run_dir
         self._region = region
         self._cache = cache
@@ -98,7 +101,7 @@ class Daemon:
         )
         self._holders: set[str] = set()
         self._messages: Counter[str] = Counter()
-        self._stopping = False
+        self._ending = ending or threading.Event()
         self._events: list[Event] = []
         self._handlers: dict[type, Callable[..., list[Effect]]] = {
             Hello: self._hello,
@@ -122,6 +125,7 @@ class Daemon:
             Clear: self._clear,
             Reattach: self._reattach,
         }
+        self._carry_out(self._below.changes())
         self._adopt()
 
     def _adopt(self) -> None:
@@ -140,7 +144,7 @@ class Daemon:
     def run(self) -> None:
         """Serves until ``stop``."""
         reap_at = beat_at = upkeep_at = 0.0
-        while not self._stopping:
+        while not self._ending.is_set():
             frames = self._server.receive(TICK_MS)
             while frames is not None:
                 self._handle(frames)
@@ -161,7 +165,7 @@ class Daemon:
 
     def stop(self) -> None:
         """Makes ``run`` return."""
-        self._stopping = True
+        self._ending.set()
 
     def close(self) -> None:
         """Writes behind what is queued, unbinds, and removes the region if no living worker maps it."""
@@ -310,15 +314,14 @@ def run(cache: CacheSettings, security: SecuritySettings) -> int:
         raise RegionError(f"{len(living)} living processes still use a region at {path} that is gone: stop the workers first")
     region = Region.make_or_adopt(path, size, may_replace=not living)
     metrics = BusMetrics()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)
-    daemon = Daemon(run_dir, region, _digest_key(cache, run_dir, security.digest_key_file), metrics, cache)
+    ending = threading.Event()
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        daemon.stop()
+        ending.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    daemon = Daemon(run_dir, region, _digest_key(cache, run_dir, security.digest_key_file), metrics, cache, ending)
     if cache.metrics_port:
         metrics.serve(cache.metrics_port)
     log.info("cachebus ready at %s: region %s, %.2f GB", run_dir, path, size / 1e9)
@@ -329,11 +332,6 @@ def run(cache: CacheSettings, security: SecuritySettings) -> int:
         os.close(lock)
     log.info("cachebus stopped")
     return 0
-
-
-def _leave(_signal: int, _frame: FrameType | None) -> None:
-    """Asked to end while the tiers are being opened: nothing is under way yet."""
-    raise SystemExit(0)
 
 
 def address(run_dir: Path, name: str) -> str:

@@ -84,11 +84,11 @@ class Disk:
         page = self._header_page()
         page[:HEADER_BYTES] = pack_header(header)
         self._transfer(record.offset, [page, payload], writing=True)
-        os.pwrite(self._index, pack_record(record), slot * RECORD_BYTES)
+        self._write_record(slot, pack_record(record))
 
     def wipe(self, slot: int) -> None:
         """Frees a record."""
-        os.pwrite(self._index, FREE_RECORD, slot * RECORD_BYTES)
+        self._write_record(slot, FREE_RECORD)
 
     def read(self, offset: int, length: int, into: memoryview) -> ChunkHeader | None:
         """Reads a chunk of ``length`` bytes into whole pages of memory; the header found before it, None where there is no whole one."""
@@ -105,6 +105,9 @@ class Disk:
         """Closes all files."""
         for descriptor in [*self._segments.values(), self._index, self._lock]:
             os.close(descriptor)
+
+    def _write_record(self, slot: int, packed: bytes) -> None:
+        os.pwrite(self._index, packed, slot * RECORD_BYTES)
 
     def _transfer(self, offset: int, parts: Sequence[memoryview], *, writing: bool) -> None:
         """Moves pages between memory and the segments that the extent lies in."""

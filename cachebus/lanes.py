@@ -10,6 +10,7 @@ import itertools
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -48,6 +49,9 @@ class DiskStore(Protocol):
 
     def sync(self) -> None:
         """Asks the device to keep what was written."""
+
+    def close(self) -> None:
+        """Closes the files."""
 
 
 class RemoteStore(Protocol):
@@ -145,8 +149,9 @@ class Lane:
         self._ending.set()
         for _ in self._threads:
             self._jobs.put((_LAST, next(self._order), None))
+        deadline = time.monotonic() + seconds_max
         for thread in self._threads:
-            thread.join(seconds_max)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:
         while (job := self._jobs.get()[2]) is not None:
@@ -207,6 +212,11 @@ class DiskLane(Lane):
                 # Its own record takes the old one's place; a wipe that came after it would forget the new chunk.
                 self._wiping.discard(job.slot)
         super().start(job)
+
+    def close(self, seconds_max: float) -> None:
+        super().close(seconds_max)
+        if not any(thread.is_alive() for thread in self._threads):
+            self._disk.close()
 
     def _do(self, job: Job) -> Outcome:
         if isinstance(job, Read):
