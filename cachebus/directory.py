@@ -159,7 +159,6 @@ class Directory:
             entry, found, effects = read
             if outcome.good and not entry.doomed:
                 self.dram.commit(entry, found.header.digest, now_s)
-                entry.copied = True
                 effects = [WriteRecord(entry.slot, entry.record()), Publish(Stored([entry.key])), *self.tiers.store(entry), *effects]
             elif not entry.doomed:
                 effects = [*self._drop(entry), *effects]
@@ -342,8 +341,9 @@ class Directory:
         # Deeper chunks first, so that a prefix's end is evicted before its beginning.
         for entry in reversed(run):
             self.dram.use(entry, self._now_s(now_ms))
-        sources = self.tiers.sources(run)
-        extents = [Extent(e.key, e.offset, e.length, e.digest, e.slot, e.generation, e.committed, t) for e, t in zip(run, sources, strict=True)]
+        extents = [Extent(e.key, e.offset, e.length, e.digest, e.slot, e.generation, e.committed, e.source) for e in run]
+        for entry in run:
+            entry.source = "dram" if entry.committed else entry.source
         return Answer(waiter.client, waiter.ticket, Granted(number, extents))
 
     def _let_go(self, entry: Entry) -> list[Effect]:

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from cachebus.chunk import TENANT_BYTES
 from cachebus.extents import Extents, aligned
+from cachebus.messages import Tier
 from cachebus.placement import Lru, Order, Policy, order
 from cachebus.table import Record, State
 
@@ -20,7 +21,8 @@ from cachebus.table import Record, State
 class Entry:
     """A chunk or a tail block and the extent that holds it. ``doomed``: out of the index, freed when its last reader is done.
 
-    ``filling``: the daemon itself brings its bytes up from a lower tier; ``copied``: a lower tier has it, too.
+    ``filling``: the daemon itself brings its bytes up from a lower tier; ``copied``: a lower tier has it, too; ``source``: where whoever is
+    granted it next has it from, which is a lower tier for the lookup that it was brought up for.
     """
 
     slot: int
@@ -40,6 +42,7 @@ class Entry:
     used_at: int = 0
     filling: bool = False
     copied: bool = False
+    source: Tier = "dram"
 
     def record(self) -> Record:
         """The entry as a table keeps it."""

@@ -83,6 +83,7 @@ class Tiers:
         """Brings a chunk to an entry of DRAM that was made for it."""
         self._number += 1
         self._reads[self._number] = (into, found)
+        into.source = found.tier
         place = 0
         if found.on_disk is not None:
             found.on_disk.readers += 1
@@ -100,6 +101,10 @@ class Tiers:
             effects += self._release(found.on_disk)
         if outcome.good:
             counters.promoted += 1
+            into.copied = True
+            # Besides the job's own hold: a lookup was granted it while it was on its way.
+            if into.readers > 1:
+                into.source = "dram"
             if self.disk and found.on_disk is not None:
                 self.disk.use(found.on_disk, now_s)
             return into, found, effects
@@ -208,11 +213,6 @@ class Tiers:
     def expire(self, before_s: int) -> list[Effect]:
         """Drops what was not used since."""
         return [effect for entry in (self.disk.expired(before_s) if self.disk else []) for effect in self._drop_disk(entry)]
-
-    def sources(self, entries: Iterable[Entry]) -> list[Tier]:
-        """For each entry of DRAM the tier that its bytes come from: DRAM, or the one below where they are still on their way up."""
-        coming = {id(into): found.tier for into, found in self._reads.values()}
-        return [coming.get(id(entry), "dram") for entry in entries]
 
     def held(self) -> list[Entry]:
         """The entries of DRAM that jobs hold, once for each job."""

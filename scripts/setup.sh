@@ -34,5 +34,14 @@ else
 fi
 say "installing Headstart and its developer tools"
 pip install --editable ".[dev]"
+if ! command -v redis-server >/dev/null; then
+  # Only the tests need it, for the shared tier; they fail without it.
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing redis-server for the tests"
+    { apt-get install --yes --no-install-recommends redis-server || { apt-get update && apt-get install --yes --no-install-recommends redis-server; }; } >/dev/null
+  else
+    say "the tests need redis-server: install it (Debian: apt-get install redis-server), or some of them fail"
+  fi
+fi
 echo "$stamp" >"$venv/.stamp"
 say "done"
