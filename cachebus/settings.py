@@ -22,7 +22,6 @@ from cachebus.errors import SettingsError
 ENVIRONMENT_PREFIX = "HEADSTART_"
 REMOTE_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://", "redis+sentinel://", "rediss+sentinel://")
 _AT_LEAST_ONE = ("remote_timeout_ms", "remote_connections", "promote_ms_max")
-_NODE_PORT_MAX = 65533
 _IPC_PATH_BYTES_MAX = 107
 _LONGEST_SOCKET = "/events.sock"
 _TOO_LONG = f"too long for a socket's path ({_IPC_PATH_BYTES_MAX} bytes with the socket's name): choose a shorter one"
@@ -98,12 +97,6 @@ class CacheSettings(Section, frozen=True):
     """Gigabytes of the region that may wait to be written to slower tiers; what exceeds it is written when DRAM evicts it"""
     promote_ms_max: int = 500
     """Longest wait for the next chunk on its way up from a slower tier; then the rest is computed"""
-    node_host: str = "127.0.0.1"
-    """Address at which other nodes' cachebuses reach this one; other than loopback only with security.keys_dir"""
-    node_port: int = 0
-    """First of three ports (requests, events, bytes) for other nodes; 0: this node serves no other"""
-    peers: list[str] = []
-    """Other nodes, as HOST:PORT with their node_port"""
     save_decode_cache: bool = True
     """Publish what decode workers generate, so that a chat's next turn is a hit"""
     run_dir: str = ""
@@ -139,12 +132,6 @@ class CacheSettings(Section, frozen=True):
             found.append(("remote_url", f"no shared tier is known that starts so; give one of {', '.join(REMOTE_SCHEMES)}"))
         if not 0 < self.tenant_share_max <= 1:
             found.append(("tenant_share_max", f"{self.tenant_share_max} is no share; give more than 0 and at most 1"))
-        if not 0 <= self.node_port <= _NODE_PORT_MAX:
-            found.append(("node_port", f"{self.node_port} can't be the first of three ports; give 0 to {_NODE_PORT_MAX}"))
-        for peer in self.peers:
-            host, _, port = peer.rpartition(":")
-            if not host or not port.isdigit() or not 0 < int(port) <= _NODE_PORT_MAX:
-                found.append(("peers", f"{peer!r} names no node; write HOST:PORT with that node's node_port"))
         return found
 
     def resolved_run_dir(self, environ: Mapping[str, str]) -> Path:
@@ -171,12 +158,6 @@ class SecuritySettings(Section, frozen=True):
     """Check every chunk against its digest where it arrived; turn it off only to show what it is for"""
     digest_key_file: str = ""
     """File of 32 bytes that key the digests; empty: made by the cachebus in local_disk or run_dir. Nodes that share chunks share it"""
-    encrypt_at_rest: bool = False
-    """Encrypt chunks with AES-256-GCM on NVMe and in the shared tier, under a key derived from the digest key"""
-    keys_dir: str = ""
-    """This node's folder from `headstart keys`: its own key and the public keys that may connect; empty: no encryption, loopback only"""
-    encrypt_peer_bytes: bool = True
-    """Encrypt KV bytes between nodes, too, which holds a stream to about 0.9 GB/s; without it they are still checked by their keyed digest"""
 
 
 class WorkerSettings(Section, frozen=True):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -63,6 +64,10 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
         from deploy import status
 
         return status.run(settings, json_output=options.json)
+    if options.command == "cache":
+        from deploy import cache
+
+        return cache.run(settings, options)
     settings = msgspec.structs.replace(settings, model=resolved(settings.model))
     if options.command == "prefill":
         import prefill.role
@@ -128,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(role, parents=parents, help=text)
         if role in ("prefill", "decode"):
             command.add_argument("--name", help="the worker's name, unique in its node (default: role, host and process)")
+    _add_cache(commands, [common, as_json])
     bench = commands.add_parser("bench", help="measure, against plain vLLM and others")
     benches = bench.add_subparsers(dest="bench", required=True, metavar="BENCH")
     prefix = benches.add_parser("prefix", parents=[common, model, as_json], help="time to first token by prompt length: cold and hit")
@@ -137,6 +143,19 @@ def _parser() -> argparse.ArgumentParser:
     prefix.add_argument("--lmcache-python", type=Path, metavar="PATH", help="a Python that has vLLM and LMCache (default: this one)")
     prefix.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
     return parser
+
+
+def _add_cache(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    cache = commands.add_parser("cache", help="look into a node's cache, and change it")
+    actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("stat", parents=parents, help="the tiers: what they hold, and what happened")
+    listing = actions.add_parser("ls", parents=parents, help="the chunks and where they are, last used first")
+    listing.add_argument("--limit", type=int, default=20, help="how many to show; 0: all (default: %(default)s)")
+    for action, text in (("pin", "keep chunks in DRAM"), ("unpin", "let pinned chunks be evicted again")):
+        pin = actions.add_parser(action, parents=parents, help=text)
+        pin.add_argument("keys", nargs="+", metavar="KEY", help="a chunk's key as `cache ls` shows it, or its beginning")
+    clear = actions.add_parser("clear", parents=parents, help="drop all chunks of some tiers, pinned ones too")
+    clear.add_argument("tiers", nargs="+", choices=("dram", "nvme", "redis"), metavar="TIER", help="dram, nvme or redis")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ IMPORTED_ONLY_BY = {
     "shelve": (),
 }
 """Who may import what, by the beginning of the path; engines and transports stay exchangeable that way."""
-PRINTS = ("deploy/cli.py", "deploy/status.py", "deploy/launcher.py", "deploy/demo/", "deploy/bench/")
+PRINTS = ("deploy/cache.py", "deploy/cli.py", "deploy/status.py", "deploy/launcher.py", "deploy/demo/", "deploy/bench/")
 IMPORTS_IN_FUNCTIONS = ("deploy/cli.py", "cachebus/engine/namespace.py")
 """Composition roots, and what only an engine has."""
 SWALLOWS_EVERYTHING: tuple[str, ...] = ()
