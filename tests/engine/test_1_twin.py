@@ -71,7 +71,7 @@ def known(live: Live) -> Callable[[dict[str, Any]], bool]:
     def first_chunk(body: dict[str, Any]) -> bool:
         worker = reply.workers[0]
         ids = live.prompts.token_ids(body["prompt"])
-        return chunk_keys(root_key(worker.namespace), ids, worker.chunk_size)[0] in reply.keys
+        return chunk_keys(root_key(worker.namespace), ids, worker.chunk_size)[0] in reply.keys["dram"]
 
     return first_chunk
 
