@@ -23,7 +23,7 @@ from cachebus.region import Region
 
 log = logging.getLogger("headstart.connector")
 
-RESERVE_WAIT_MS_MAX = 20
+RESERVE_WAIT_MS_MAX = 100
 """How long a step's extents are waited for after the forward pass; past it the step's chunks are not published."""
 
 CONNECT_MS_MAX = 5000

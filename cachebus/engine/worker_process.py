@@ -49,6 +49,8 @@ PROGRESS_SECONDS = 5.0
 WATCH_SECONDS = 0.2
 ENGINE_END_SECONDS_MAX = 15
 _LINES_KEPT, _ERRORS_KEPT = 5, 5
+_IDLE_LOOKS = 2
+"""An engine is idle when it was seen so twice: a router that had not heard of the drain may have sent one more request."""
 _BUSY = re.compile(rb"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([0-9.e+]+)", re.MULTILINE)
 
 
@@ -174,7 +176,9 @@ class WorkerProcess:
             self._log.warning("can't tell the bus that %s drains: %s", spec.worker, error)
         self._log.info("%s drains: running requests may take %d s", spec.worker, spec.pool.drain_seconds_max)
         deadline = time.monotonic() + spec.pool.drain_seconds_max
-        while time.monotonic() < deadline and not self._forced.is_set() and engine.poll() is None and _busy(url):
+        idle_looks = 0
+        while idle_looks < _IDLE_LOOKS and time.monotonic() < deadline and not self._forced.is_set() and engine.poll() is None:
+            idle_looks = 0 if _busy(url) else idle_looks + 1
             self._forced.wait(WATCH_SECONDS)
         engine.send_signal(signal.SIGTERM)
         try:
@@ -225,9 +229,9 @@ def _get(url: str) -> bytes | None:
 
 
 def _busy(url: str) -> bool:
-    """Whether the engine has requests; one that can't say has none that could end well."""
+    """Whether the engine has requests; one that does not say in time may be too busy to."""
     exposition = _get(f"{url}/metrics")
-    return exposition is not None and any(float(value) > 0 for value in _BUSY.findall(exposition))
+    return exposition is None or any(float(value) > 0 for value in _BUSY.findall(exposition))
 
 
 def _max_model_len(url: str) -> int:
