@@ -10,15 +10,16 @@ from cachebus.chunk import key_id
 from cachebus.disk import DiskTier
 from cachebus.effects import Effect, Job, Outcome
 from cachebus.lanes import DiskLane, Lane, Memory, RemoteLane
-from cachebus.messages import Tier
+from cachebus.peers import PeerLane, peer_addresses
 from cachebus.redis import Remote, RemoteSettings
-from cachebus.settings import CacheSettings
+from cachebus.settings import CacheSettings, SecuritySettings
 from cachebus.shelf import Shelf
 from cachebus.tiers import Tiers
+from cachebus.wire import Tier
 
 log = logging.getLogger("headstart.cachebus")
 
-DISK_THREADS = 4
+DISK_READERS, DISK_WRITERS = 4, 2
 CLOSE_SECONDS_MAX = 10.0
 HEADER_PAGE_BYTES = 4096
 
@@ -31,21 +32,26 @@ class Below:
         self._lanes = lanes
 
     @classmethod
-    def open(cls, cache: CacheSettings, memory: Memory, wake: Callable[[], None]) -> Below:
-        """The tiers of these settings. Raises TierError where the disk can't be used; a shared tier may come later."""
+    def open(cls, cache: CacheSettings, security: SecuritySettings, memory: Memory, wake: Callable[[], None]) -> Below:
+        """The tiers of these settings; what is elsewhere may come later.
+
+        Raises TierError where the disk can't be used, BusError where a peer has no key.
+        """
         name = key_id(memory.digest_key)
         tiers = Tiers(key_id=name, write_behind_bytes_max=int(cache.write_behind_gb_max * 1e9))
         lanes: dict[Tier, Lane] = {}
         if cache.local_disk:
             disk = DiskTier(Path(cache.local_disk).absolute(), int(cache.max_local_disk_size * 1e9), name)
             tiers.disk = Shelf(disk.capacity, disk.slots, cache.eviction, HEADER_PAGE_BYTES, cache.tenant_share_max)
-            lanes["nvme"] = DiskLane(disk, memory, DISK_THREADS, wake)
+            lanes["nvme"] = DiskLane(disk, memory, DISK_READERS, DISK_WRITERS, wake)
             for job in tiers.adopt_disk(disk.records()):
                 lanes["nvme"].start(job)
             log.info("nvme: %s holds %d chunks, %.2f GB of room", cache.local_disk, len(tiers.disk.index), disk.capacity / 1e9)
         if cache.remote_url:
             remote = Remote(RemoteSettings(cache.remote_url, name, cache.remote_ttl_seconds, cache.remote_timeout_ms))
-            lanes["redis"] = RemoteLane(remote, memory, cache.remote_connections, wake)
+            lanes["redis"] = RemoteLane(remote, memory, cache.remote_connections, max(1, cache.remote_connections // 2), wake)
+        if cache.peers:
+            lanes["peer"] = PeerLane(peer_addresses(cache, security), memory, name, cache.peer_timeout_ms, cache.peer_streams, wake)
         return cls(tiers, lanes)
 
     def start(self, job: Job) -> None:
@@ -61,8 +67,9 @@ class Below:
         """Tells the state machine which tiers can be used now, and what a tier that came (back) holds."""
         self.tiers.usable = {tier for tier, lane in self._lanes.items() if lane.usable}
         self.tiers.writable = {tier for tier, lane in self._lanes.items() if lane.writable}
-        found = [lane.take_index() for lane in self._lanes.values()]
-        return [effect for keys in found if keys is not None for effect in self.tiers.remote_index(keys)]
+        for lane in self._lanes.values():
+            self.tiers.distances.update(lane.distances())
+        return [effect for lane in self._lanes.values() for held in lane.held() for effect in self.tiers.learn(held)]
 
     def close(self) -> None:
         """Does what is queued and ends the threads."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cachebus.messages import ChunkInfo, Tier
+from cachebus.messages import ChunkInfo
+from cachebus.wire import Tier
 
 if TYPE_CHECKING:
     from cachebus.directory import Directory

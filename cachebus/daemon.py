@@ -7,24 +7,20 @@ stop:  unbind; remove the region if nobody maps it any more
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-import secrets
-import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import FrameType
 
 from cachebus import census, holder, zeromq
 from cachebus.below import Below
 from cachebus.codec import decode_request, encode_events, encode_reply
 from cachebus.directory import Directory
 from cachebus.effects import Answer, Effect, Publish, Start, WipeRecord, WriteRecord
-from cachebus.errors import BusError, ProtocolError, RegionError
+from cachebus.errors import BusError, HeadstartError, ProtocolError
+from cachebus.journal import Journal
 from cachebus.lanes import Memory
 from cachebus.members import Members
 from cachebus.messages import (
@@ -38,6 +34,7 @@ from cachebus.messages import (
     Done,
     Drain,
     Event,
+    Granted,
     Hello,
     Leave,
     ListChunks,
@@ -49,6 +46,7 @@ from cachebus.messages import (
     RegisterEngine,
     RegisterWorker,
     Release,
+    Reply,
     Report,
     Request,
     Reserve,
@@ -56,13 +54,15 @@ from cachebus.messages import (
     SnapshotReply,
     Stat,
     StatReply,
-    Tier,
     Welcome,
     Withdraw,
 )
+from cachebus.messages_peers import Lend, Missed
 from cachebus.metrics import BusMetrics
+from cachebus.node import Node
 from cachebus.region import Region
 from cachebus.settings import CacheSettings, SecuritySettings
+from cachebus.wire import Tier
 
 log = logging.getLogger("headstart.cachebus")
 
@@ -70,14 +70,22 @@ TICK_MS = 20
 REAP_MS = 500
 UPKEEP_MS = 1000
 HEARTBEAT_MS = 1000
-KEY_BYTES = 32
+OTHER_NODES = "other nodes"
+"""The holder of what other nodes read."""
 
 
 class Daemon:
     """Requests in, effects carried out. ``now_ms`` is a monotonic clock."""
 
     def __init__(
-        self, run_dir: Path, region: Region, digest_key: bytes, metrics: BusMetrics, cache: CacheSettings, ending: threading.Event | None = None
+        self,
+        run_dir: Path,
+        region: Region,
+        digest_key: bytes,
+        metrics: BusMetrics,
+        cache: CacheSettings,
+        security: SecuritySettings = SecuritySettings(),  # noqa: B008 - it is frozen
+        ending: threading.Event | None = None,
     ) -> None:
         self._run_dir = run_dir
         self._region = region
@@ -88,8 +96,15 @@ class Daemon:
         self._epoch = time.time_ns() // 1_000_000
         self._seq = 0
         self._members = Members()
-        self._server = zeromq.Server(address(run_dir, zeromq.REQUESTS), address(run_dir, zeromq.EVENTS))
-        self._below = Below.open(cache, Memory(region.data, digest_key), self._server.wake)
+        self._node = Node(cache, security, region.data) if cache.node_port else None
+        sockets = self._node.sockets if self._node else None
+        self._server = zeromq.Server(address(run_dir, zeromq.REQUESTS), address(run_dir, zeromq.EVENTS), sockets)
+        self._journal = Journal()
+        try:
+            self._below = Below.open(cache, security, Memory(region.data, digest_key), self._server.wake)
+        except HeadstartError:
+            self._server.close()
+            raise
         self._directory = Directory(
             region.data_bytes,
             region.table.slots,
@@ -124,6 +139,7 @@ class Daemon:
             Pin: self._pin,
             Clear: self._clear,
             Reattach: self._reattach,
+            Lend: self._lend,
         }
         self._carry_out(self._below.changes())
         self._adopt()
@@ -145,10 +161,10 @@ class Daemon:
         """Serves until ``stop``."""
         reap_at = beat_at = upkeep_at = 0.0
         while not self._ending.is_set():
-            frames = self._server.receive(TICK_MS)
-            while frames is not None:
-                self._handle(frames)
-                frames = self._server.receive(0)
+            received = self._server.receive(TICK_MS)
+            while received is not None:
+                self._handle(received)
+                received = self._server.receive(0)
             now = _now_ms()
             self._take_outcomes(now)
             self._carry_out(self._directory.tick(now))
@@ -161,6 +177,9 @@ class Daemon:
             if now >= beat_at:
                 beat_at = now + HEARTBEAT_MS
                 self._metrics.values = self.statistics()
+                if self._node:
+                    self._carry_out(self._directory.release(self._node.lending.ended(now)))
+                    self._node.look_for_revoked()
                 self._server.publish(encode_events(self._epoch, self._seq, []))
 
     def stop(self) -> None:
@@ -185,23 +204,25 @@ class Daemon:
             **self._directory.statistics(),
             **{f"workers_{role}": count for role, count in roles.items()},
             "engines": len(self._members.engines),
+            "lent": len(self._node.lending) if self._node else 0,
             "holders": len(self._holders),
             "events": self._seq,
             **{f"messages_{name}_total": count for name, count in self._messages.items()},
         }
 
-    def _handle(self, frames: list[bytes]) -> None:
-        if len(frames) != 2:
-            self._messages["malformed"] += 1
-            return
-        client, frame = frames
+    def _handle(self, received: zeromq.Received) -> None:
+        client = received.client
         try:
-            envelope = decode_request(frame)
+            envelope = decode_request(received.frame)
         except ProtocolError as error:
             self._messages["malformed"] += 1
             log.warning("dropped a message: %s", error)
             return
         body: Request = envelope.body
+        if self._node and received.user is not None and (reason := self._node.refusal(received.user, body)):
+            self._messages["refused"] += 1
+            self._carry_out([Answer(client, envelope.ticket, Denied(reason))])
+            return
         self._messages[type(body).__name__] += 1
         try:
             effects = self._handlers[type(body)](client, envelope.ticket, body)
@@ -212,7 +233,7 @@ class Daemon:
     def _carry_out(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Answer):
-                self._server.reply(effect.client, encode_reply(effect.ticket, effect.body))
+                self._server.reply(effect.client, encode_reply(effect.ticket, self._as_told(effect)))
             elif isinstance(effect, WriteRecord):
                 self._region.table.write(effect.slot, effect.record)
             elif isinstance(effect, WipeRecord):
@@ -223,8 +244,21 @@ class Daemon:
                 self._events.append(effect.event)
         if self._events:
             self._seq += 1
-            self._server.publish(encode_events(self._epoch, self._seq, self._events))
+            batch = encode_events(self._epoch, self._seq, self._events)
+            self._journal.append(self._seq, batch)
+            self._server.publish(batch)
             self._events = []
+
+    def _as_told(self, answer: Answer) -> Reply:
+        """A lease is told to a worker as it is, and to another node as a loan."""
+        body = answer.body
+        if isinstance(body, Granted) and self._node and self._node.sockets.is_one(answer.client):
+            return self._node.lent(body, self._directory.dram.index, _now_ms())
+        return body
+
+    def _lend(self, client: bytes, ticket: int, request: Lend) -> list[Effect]:
+        wanted = Acquire(OTHER_NODES, request.layout, request.keys, request.wait_ms, ready_only=True)
+        return self._directory.acquire(client, ticket, wanted, _now_ms())
 
     def _take_outcomes(self, now: float) -> None:
         self._carry_out(self._below.changes())
@@ -250,9 +284,12 @@ class Daemon:
 
     def _ping(self, client: bytes, ticket: int, request: Ping) -> list[Effect]:
         attached = request.holder in self._holders and self._directory.is_attached(request.holder)
-        return [Answer(client, ticket, Pong(self._epoch, attached))]
+        return [Answer(client, ticket, Pong(self._epoch, attached, self._below.tiers.key_id))]
 
     def _snapshot(self, client: bytes, ticket: int, request: Snapshot) -> list[Effect]:
+        missed = self._journal.since(request.seq) if request.epoch == self._epoch else None
+        if missed is not None:
+            return [Answer(client, ticket, Missed(missed))]
         keys: dict[Tier, list[bytes]] = {"dram": self._directory.keys(), **self._below.tiers.keys()}
         return [Answer(client, ticket, SnapshotReply(self._epoch, self._seq, keys, self._members.workers()))]
 
@@ -302,69 +339,9 @@ class Daemon:
             self._carry_out(self._members.holder_died(name))
 
 
-def run(cache: CacheSettings, security: SecuritySettings) -> int:
-    """Runs a daemon until SIGTERM or SIGINT. Raises BusError or RegionError where it can't start."""
-    run_dir = cache.resolved_run_dir(os.environ)
-    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = _lock(run_dir)
-    size = int(cache.max_local_cpu_size * 1e9)
-    path = cache.resolved_region_path(os.environ)
-    living = holder.living(run_dir)
-    if living and not path.exists():
-        raise RegionError(f"{len(living)} living processes still use a region at {path} that is gone: stop the workers first")
-    region = Region.make_or_adopt(path, size, may_replace=not living)
-    metrics = BusMetrics()
-    ending = threading.Event()
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        ending.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    daemon = Daemon(run_dir, region, _digest_key(cache, run_dir, security.digest_key_file), metrics, cache, ending)
-    if cache.metrics_port:
-        metrics.serve(cache.metrics_port)
-    log.info("cachebus ready at %s: region %s, %.2f GB", run_dir, path, size / 1e9)
-    try:
-        daemon.run()
-    finally:
-        daemon.close()
-        os.close(lock)
-    log.info("cachebus stopped")
-    return 0
-
-
 def address(run_dir: Path, name: str) -> str:
     """The ZeroMQ address of one of the bus's sockets."""
     return f"ipc://{run_dir / name}"
-
-
-def _lock(run_dir: Path) -> int:
-    descriptor = os.open(run_dir / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise BusError(f"a cachebus already runs at {run_dir}: stop it, or give this one its own cache.run_dir") from error
-    return descriptor
-
-
-def _digest_key(cache: CacheSettings, run_dir: Path, configured: str) -> bytes:
-    # Beside the disk tier's chunks, which nobody could check without it; the run directory may be gone after a reboot.
-    folder = Path(cache.local_disk).absolute() if cache.local_disk else run_dir
-    path = Path(configured) if configured else folder / "digest.key"
-    if not configured and not path.exists():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-    try:
-        key = path.read_bytes()
-    except OSError as error:
-        raise BusError(f"security.digest_key_file: can't read {path}: {error.strerror}") from error
-    if len(key) != KEY_BYTES:
-        raise BusError(f"security.digest_key_file: {path} must hold {KEY_BYTES} bytes and holds {len(key)}")
-    return key
 
 
 def _now_ms() -> float:

@@ -20,30 +20,16 @@ from dataclasses import dataclass, field
 from cachebus import census
 from cachebus.effects import Answer, Effect, Outcome, Publish, WipeRecord, WriteRecord
 from cachebus.leases import Leases
-from cachebus.messages import (
-    Acquire,
-    Extent,
-    Granted,
-    Quarantine,
-    Reattach,
-    Removed,
-    Reserve,
-    Reserved,
-    Slot,
-    Stored,
-    Tier,
-    WrittenEntry,
-)
+from cachebus.messages import Acquire, Extent, Granted, Quarantine, Reattach, Removed, Reserve, Reserved, Slot, Stored, WrittenEntry
 from cachebus.placement import Policy
 from cachebus.shelf import Entry, Shelf, Wanted
 from cachebus.table import Record
-from cachebus.tiers import Tiers
+from cachebus.tiers import PROBED_AT_ONCE, REMOTE, Tiers
+from cachebus.wire import Tier
 
 WAITERS_MAX = 4096
 """Acquires that may wait for a writer at one time; one more is answered at once with what is there."""
 
-PROBED_AT_ONCE = 8
-"""Keys that a lookup asks the shared tier for first; each further question asks for eight times as many."""
 DEMOTED_AHEAD = 64
 """How many of the chunks that DRAM drops next are looked at for a copy in a lower tier."""
 CACHEBUS = "cachebus"
@@ -58,8 +44,8 @@ class _Waiter:
     deadline_ms: float
     probe: int = 0
     """The probe whose answer it waits for; 0: none."""
-    probed_to: int = 0
-    """How many of its keys, from the first on, the shared tier was asked for or need not be."""
+    probed_to: dict[str, int] = field(default_factory=dict)
+    """How many of its keys, from the first on, others were asked for or need not be, by who was asked."""
 
 
 @dataclass
@@ -321,13 +307,19 @@ class Directory:
         entry = self.dram.index.get(request.keys[found])
         if entry is not None:
             return not entry.committed and not entry.filling and entry.layout == request.layout
-        if found < waiter.probed_to or request.wait_ms == 0:
+        # Only its own tiers are asked for another node, so that two of them can't ask each other in a circle.
+        if request.ready_only or request.wait_ms == 0:
             return False
-        asked = max(PROBED_AT_ONCE, 8 * (found - 1))
-        waiter.probe, started = self.tiers.ask(request.keys[found : found + asked])
-        waiter.probed_to = found + asked
+        passed_over = {name for name, number in waiter.probed_to.items() if found < number}
+        name, count = self.tiers.choose(request.keys[found:], passed_over)
+        if not name:
+            return False
+        if name == REMOTE:
+            count = min(count, max(PROBED_AT_ONCE, 8 * (found - 1)))
+        waiter.probe, started = self.tiers.ask(name, request.keys[found : found + count], request.layout)
+        waiter.probed_to[name] = found + count
         effects += started
-        return bool(waiter.probe)
+        return True
 
     def _grant(self, waiter: _Waiter, run: list[Entry], now_ms: float) -> Answer:
         request = waiter.request

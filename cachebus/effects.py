@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from cachebus.chunk import ChunkHeader
-from cachebus.messages import Event, Reply, Tier
+from cachebus.messages import Event, Reply
 from cachebus.table import Record
+from cachebus.wire import Tier
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,16 @@ class WipeRecord:
 
 
 @dataclass(frozen=True)
+class Loan:
+    """What opens a chunk at another node, for some seconds: ``offset`` is its place there."""
+
+    peer: str
+    lease: int
+    token: bytes
+    offset: int
+
+
+@dataclass(frozen=True)
 class Read:
     """Bring a chunk from ``tier`` to ``into`` (offset in the region), and check it. ``place``: its offset on disk."""
 
@@ -49,6 +61,7 @@ class Read:
     header: ChunkHeader
     into: int
     place: int = 0
+    loan: Loan | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +78,13 @@ class Write:
 
 @dataclass(frozen=True)
 class Probe:
-    """Ask ``tier`` for the headers of ``keys``."""
+    """Ask ``tier`` for the headers of ``keys``; ``peer`` (a node's name) also for the loan of them."""
 
     number: int
     tier: Tier
     keys: list[bytes]
+    peer: str = ""
+    layout: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -94,11 +109,27 @@ class Start:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended. ``corrupt``: the bytes or the header are not what was written; ``headers``: a probe's answer."""
+    """How a job ended. ``corrupt``: the bytes or the header are not what was written; ``headers`` and ``loans``: a probe's answer."""
 
     good: bool
     corrupt: bool = False
     headers: list[ChunkHeader | None] = field(default_factory=list)
+    loans: list[Loan] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is known anew of a place that this daemon does not rule: the shared tier, or the node ``peer``.
+
+    ``whole``: it holds what ``added`` says and nothing else. ``gone``: it can't be reached, so nothing of it can be had.
+    """
+
+    tier: Tier
+    added: Collection[bytes] = ()
+    removed: Collection[bytes] = ()
+    whole: bool = False
+    peer: str = ""
+    gone: bool = False
 
 
 Effect = Answer | Publish | WriteRecord | WipeRecord | Start

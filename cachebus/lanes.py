@@ -1,6 +1,7 @@
 """The threads that move bytes between the region and one lower tier. The daemon's thread starts jobs and takes outcomes; it never waits.
 
-A lane works on what somebody waits for first (reads and probes), then on what makes room, then on what is written behind.
+Some of a lane's threads do nothing but what somebody waits for (reads and probes), so that a tier which is slow to write does not hold them up;
+the others make room first, then write behind.
 Bytes that come up are checked here, against the header that was asked for and their keyed digest, before anybody is told of them.
 """
 
@@ -13,22 +14,25 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from blake3 import blake3
 
 from cachebus.chunk import ChunkHeader
-from cachebus.effects import Job, Outcome, Probe, Read, Wipe, Write
+from cachebus.effects import Held, Job, Outcome, Probe, Read, Wipe, Write
 from cachebus.errors import TierError
 from cachebus.extents import aligned
-from cachebus.messages import Tier
 from cachebus.table import Record
+from cachebus.wire import Tier
 
 log = logging.getLogger("headstart.cachebus")
 
 UPKEEP_SECONDS = 0.25
 SYNC_SECONDS = 5.0
+SCAN_SECONDS = 30.0
+"""How old the index of the shared tier may get."""
 _PRIORITY = {Read: 0, Probe: 0, Wipe: 1, Write: 2}
+_URGENT = (Read, Probe)
 _LAST = 9
 
 
@@ -78,6 +82,9 @@ class RemoteStore(Protocol):
     def scan(self) -> Iterator[bytes]:
         """Every key."""
 
+    def ping(self) -> float:
+        """Seconds of a round trip."""
+
     def tick(self) -> bool:
         """Tries to reconnect where that is due; True when the tier has just come back."""
 
@@ -98,22 +105,26 @@ class Memory:
         return bool(blake3(self.extent(offset, header.length), key=self.digest_key).digest() == header.digest)
 
 
-class Lane:
-    """A tier's queue and threads. ``wake`` is called, from a thread of the lane, when an outcome can be taken.
+_Jobs = queue.PriorityQueue[tuple[int, int, Job | None]]
 
-    ``usable`` and ``writable`` say whether jobs make sense now; ``index`` is the tier's keys after it came (back), until it is taken.
+
+class Lane:
+    """A tier's queues and threads. ``wake`` is called, from a thread of the lane, when an outcome can be taken.
+
+    ``usable`` and ``writable`` say whether jobs make sense now.
     """
 
     tier: Tier
 
-    def __init__(self, memory: Memory, threads: int, wake: Callable[[], None]) -> None:
+    def __init__(self, memory: Memory, readers: int, writers: int, wake: Callable[[], None]) -> None:
         self._memory, self._wake = memory, wake
-        self._jobs: queue.PriorityQueue[tuple[int, int, Job | None]] = queue.PriorityQueue()
+        self._urgent, self._later = _Jobs(), _Jobs()
         self._order = itertools.count()
         self._outcomes: queue.SimpleQueue[tuple[int, Outcome]] = queue.SimpleQueue()
+        self._held: queue.SimpleQueue[Held] = queue.SimpleQueue()
         self._ending = threading.Event()
-        names = [f"headstart-{self.tier}-{number}" for number in range(threads)]
-        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
+        work = [*[self._urgent] * readers, *[self._later] * writers]
+        self._threads = [threading.Thread(target=self._work, args=[jobs], name=f"headstart-{self.tier}", daemon=True) for jobs in work]
         self._threads.append(threading.Thread(target=self._upkeep, name=f"headstart-{self.tier}-upkeep", daemon=True))
         for thread in self._threads:
             thread.start()
@@ -130,31 +141,33 @@ class Lane:
 
     def start(self, job: Job) -> None:
         """Queues a job."""
-        self._jobs.put((_PRIORITY[type(job)], next(self._order), job))
+        jobs = self._urgent if isinstance(job, _URGENT) else self._later
+        jobs.put((_PRIORITY[type(job)], next(self._order), job))
 
     def outcomes(self) -> Iterator[tuple[int, Outcome]]:
         """What ended since the last call, by job number."""
-        while True:
-            try:
-                yield self._outcomes.get_nowait()
-            except queue.Empty:
-                return
+        yield from _taken(self._outcomes)
 
-    def take_index(self) -> set[bytes] | None:
-        """The tier's keys where it came (back) since the last call."""
-        return None
+    def held(self) -> Iterator[Held]:
+        """What is known anew of the tier since the last call."""
+        yield from _taken(self._held)
+
+    def distances(self) -> dict[str, float]:
+        """Seconds of a round trip, by the name of who is asked."""
+        return {}
 
     def close(self, seconds_max: float) -> None:
         """Does what is queued, for so long at most, and ends the threads."""
         self._ending.set()
         for _ in self._threads:
-            self._jobs.put((_LAST, next(self._order), None))
+            for jobs in (self._urgent, self._later):
+                jobs.put((_LAST, next(self._order), None))
         deadline = time.monotonic() + seconds_max
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()[2]) is not None:
+    def _work(self, jobs: _Jobs) -> None:
+        while (job := jobs.get()[2]) is not None:
             try:
                 outcome = self._do(job)
             except (OSError, TierError) as error:
@@ -190,11 +203,11 @@ class DiskLane(Lane):
 
     tier: Tier = "nvme"
 
-    def __init__(self, disk: DiskStore, memory: Memory, threads: int, wake: Callable[[], None]) -> None:
+    def __init__(self, disk: DiskStore, memory: Memory, readers: int, writers: int, wake: Callable[[], None]) -> None:
         self._disk = disk
         self._wiping: set[int] = set()
         self._lock = threading.Lock()
-        super().__init__(memory, threads, wake)
+        super().__init__(memory, readers, writers, wake)
 
     @property
     def usable(self) -> bool:
@@ -249,11 +262,13 @@ class RemoteLane(Lane):
 
     tier: Tier = "redis"
 
-    def __init__(self, remote: RemoteStore, memory: Memory, threads: int, wake: Callable[[], None]) -> None:
+    def __init__(self, remote: RemoteStore, memory: Memory, readers: int, writers: int, wake: Callable[[], None]) -> None:
         self._remote = remote
-        self._index: set[bytes] | None = None
         self._known = False
-        super().__init__(memory, threads, wake)
+        self._written: set[bytes] = set()
+        self._scan_at = 0.0
+        self._round_trip = 0.0
+        super().__init__(memory, readers, writers, wake)
 
     @property
     def usable(self) -> bool:
@@ -263,9 +278,8 @@ class RemoteLane(Lane):
     def writable(self) -> bool:
         return self._remote.available
 
-    def take_index(self) -> set[bytes] | None:
-        index, self._index = self._index, None
-        return index
+    def distances(self) -> dict[str, float]:
+        return {self.tier: self._round_trip}
 
     def _do(self, job: Job) -> Outcome:
         if isinstance(job, Read):
@@ -273,7 +287,10 @@ class RemoteLane(Lane):
                 return Outcome(False)
             return self._checked(job, job.header)
         if isinstance(job, Write):
-            return Outcome(self._remote.put(job.header, self._memory.extent(job.source, job.header.length)))
+            stored = self._remote.put(job.header, self._memory.extent(job.source, job.header.length))
+            if stored:
+                self._written.add(job.header.key)
+            return Outcome(stored)
         if isinstance(job, Probe):
             return Outcome(True, headers=self._remote.probe(job.keys))
         if isinstance(job, Wipe):
@@ -287,10 +304,33 @@ class RemoteLane(Lane):
         while not self._ending.wait(UPKEEP_SECONDS if self._known else 0.01):
             try:
                 came_back = self._remote.tick()
-                if came_back or (not self._known and self._remote.available):
-                    self._index = set(self._remote.scan())
-                    self._known = True
-                    self._wake()
+                if not self._remote.available:
+                    continue
+                self._round_trip = self._remote.ping()
+                if came_back or not self._known or time.monotonic() >= self._scan_at:
+                    self._scan()
             except (OSError, TierError) as error:
                 self._known = False
                 log.debug("redis: %s", error)
+
+    def _scan(self) -> None:
+        started = time.monotonic()
+        # What is written while the scan goes on may have been passed over by it.
+        self._written = set()
+        found = set(self._remote.scan())
+        self._held.put(Held("redis", found | self._written, whole=True))
+        self._known = True
+        # Other nodes write there, too. A long scan is not repeated as soon as a short one.
+        self._scan_at = time.monotonic() + max(SCAN_SECONDS, 20 * (time.monotonic() - started))
+        self._wake()
+
+
+_T = TypeVar("_T")
+
+
+def _taken(items: queue.SimpleQueue[_T]) -> Iterator[_T]:
+    while True:
+        try:
+            yield items.get_nowait()
+        except queue.Empty:
+            return

@@ -6,19 +6,9 @@ Fields are only ever appended, with defaults; any other change raises ``cachebus
 
 from __future__ import annotations
 
-from typing import Literal
-
-import msgspec
-
 from cachebus.chunk import TENANT_BYTES
-
-Role = Literal["prefill", "decode"]
-Tier = Literal["dram", "nvme", "redis", "peer"]
-
-
-class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Base of everything on the wire; the tag is the class name."""
-
+from cachebus.messages_peers import Lend, Lent, Missed
+from cachebus.wire import Message, Role, Tier
 
 # Requests of every client.
 
@@ -37,7 +27,13 @@ class Ping(Message, frozen=True):
 
 
 class Snapshot(Message, frozen=True):
-    """Asks for the whole directory and all workers, as of one event sequence number."""
+    """Asks for the whole directory and all workers, as of one event sequence number.
+
+    With ``epoch`` and ``seq``, the last batch that the asker applied: for what it missed since, where that is still known.
+    """
+
+    epoch: int = -1
+    seq: int = -1
 
 
 class Stat(Message, frozen=True):
@@ -227,10 +223,11 @@ class Welcome(Message, frozen=True):
 
 
 class Pong(Message, frozen=True):
-    """Reply to Ping. ``attached``: whether this epoch has the holder's Reattach or Hello."""
+    """Reply to Ping. ``attached``: whether this epoch has the holder's Reattach or Hello. ``key_id`` names the digest key (8 bytes)."""
 
     epoch: int
     attached: bool
+    key_id: bytes = b""
 
 
 class Done(Message, frozen=True):
@@ -386,6 +383,7 @@ Request = (
     | RegisterWorker
     | Drain
     | Leave
+    | Lend
 )
-Reply = Welcome | Pong | Done | Denied | Granted | Reserved | Chunks | Count | StatReply | SnapshotReply
+Reply = Welcome | Pong | Done | Denied | Granted | Reserved | Chunks | Count | StatReply | SnapshotReply | Lent | Missed
 Event = Stored | Removed | WorkerUp | WorkerDown | Report

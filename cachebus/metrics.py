@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from cachebus.errors import BusError
 
 _CHUNK_EVENTS = ("stored", "evicted", "granted", "missed", "no_room", "abandoned", "expired")
-_BELOW = ("nvme", "redis")
+_BELOW = ("nvme", "redis", "peer")
 _BELOW_EVENTS = ("stored", "evicted", "promoted", "missed", "skipped")
 _MESSAGES = "messages_"
 _WORKERS = "workers_"
@@ -56,7 +56,7 @@ class BusMetrics(Collector):
         for tier in _BELOW:
             failures.add_metric([tier], values.get(f"{tier}_integrity_failures_total", 0))
         yield failures
-        for name in ("leases", "writing", "waiters", "holders", "engines", "promoting", "write_behind_bytes"):
+        for name in ("leases", "writing", "waiters", "holders", "engines", "promoting", "write_behind_bytes", "peers", "lent"):
             yield GaugeMetricFamily(f"headstart_bus_{name}", f"The directory's {name}", value=values.get(name, 0))
         workers = GaugeMetricFamily("headstart_bus_workers", "Registered workers", labels=["role"])
         for role in ("prefill", "decode"):

@@ -36,6 +36,9 @@ PART_BYTES = 4 << 20
 REFUSED_SECONDS = 5.0
 """How long nothing is written after the server had no room or refused to be written."""
 
+WRITE_PATIENCE = 10
+"""How many times as long a silence may be while writing: nobody waits for it, and a busy server is not a dead one."""
+
 _PORTS = {"sentinel": 26379, "cluster": 6379}
 _SCAN_COUNT = 1000
 
@@ -46,7 +49,7 @@ class RemoteUnavailable(TierError):
 
 @dataclass(frozen=True)
 class RemoteSettings:
-    """``key_id`` names the digest key; ``ttl_seconds`` 0: none; ``timeout_ms`` is the longest silence within an operation."""
+    """``key_id`` names the digest key; ``ttl_seconds`` 0: none; ``timeout_ms`` is the longest silence while reading."""
 
     url: str
     key_id: bytes
@@ -114,7 +117,7 @@ class Remote:
         name = self._name(header.key)
         parts = _parts(payload)
         expiry = [b"EX", str(self._settings.ttl_seconds).encode()] if self._settings.ttl_seconds else []
-        with self._connection(name) as line:
+        with self._connection(name, patience=WRITE_PATIENCE) as line:
             for part_name, part in [*zip(_part_names(name, len(parts)), parts, strict=True), (name, memoryview(pack_header(header)))]:
                 line.send(command_parts([b"SET", part_name.encode(), part, *expiry]))
                 error = line.receive_status()
@@ -182,7 +185,7 @@ class Remote:
         return f"{self._prefix}{{{key.hex()}}}"
 
     @contextlib.contextmanager
-    def _connection(self, name: str, *, trying: bool = False) -> Iterator[Line]:
+    def _connection(self, name: str, *, trying: bool = False, patience: int = 1) -> Iterator[Line]:
         if self._breaker.open and not trying:
             raise RemoteUnavailable("the shared tier does not answer")
         if getattr(self._local, "life", None) != self._life:
@@ -192,6 +195,7 @@ class Remote:
         try:
             line = self._local.lines.get(where) or self._server.connect(name)
             self._local.lines[where] = line
+            line.wait_at_most(patience * self._settings.timeout_ms / 1000)
             yield line
         except Answered as error:
             self._local.lines.pop(where, None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cachebus.codec import EventBatch
-from cachebus.messages import Removed, SnapshotReply, Stored, Tier, Worker, WorkerDown, WorkerUp
+from cachebus.messages import Removed, SnapshotReply, Stored, Worker, WorkerDown, WorkerUp
+from cachebus.wire import Tier
 
 
 class Replica:
@@ -28,6 +29,19 @@ class Replica:
             if key not in self._keys:
                 return count
         return len(keys)
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch and number of the last batch that was applied."""
+        return self._epoch, self._seq
+
+    def keys(self, tiers: frozenset[Tier]) -> set[bytes]:
+        """Every chunk that one of these tiers has."""
+        return {key for key, held in self._keys.items() if held & tiers}
+
+    def tiers(self, key: bytes) -> frozenset[Tier]:
+        """The tiers that have a chunk."""
+        return self._keys.get(key, frozenset())
 
     def load(self, snapshot: SnapshotReply) -> None:
         """Replaces everything by a snapshot."""

@@ -30,6 +30,10 @@ class Line:
         with contextlib.suppress(OSError):
             self._disconnect()
 
+    def wait_at_most(self, seconds: float) -> None:
+        """The longest silence from now on."""
+        self._socket.settimeout(seconds)
+
     def send(self, parts: Sequence[bytes | memoryview]) -> None:
         """Sends all of it, payloads straight from where they are."""
         left = [memoryview(part).cast("B") for part in parts]

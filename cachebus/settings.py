@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
@@ -21,7 +22,9 @@ from cachebus.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "HEADSTART_"
 REMOTE_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://", "redis+sentinel://", "rediss+sentinel://")
-_AT_LEAST_ONE = ("remote_timeout_ms", "remote_connections", "promote_ms_max")
+_AT_LEAST_ONE = ("remote_timeout_ms", "remote_connections", "promote_ms_max", "peer_streams", "peer_timeout_ms")
+_PEER = re.compile(r"(?:(?P<name>[^@\s]+)@)?(?:\[(?P<six>[0-9a-fA-F:]+)\]|(?P<host>[^:@\s\[\]]+)):(?P<port>[0-9]{1,5})")
+_NODE_PORTS = 3
 _IPC_PATH_BYTES_MAX = 107
 _LONGEST_SOCKET = "/events.sock"
 _TOO_LONG = f"too long for a socket's path ({_IPC_PATH_BYTES_MAX} bytes with the socket's name): choose a shorter one"
@@ -86,7 +89,17 @@ class CacheSettings(Section, frozen=True):
     remote_timeout_ms: int = 40
     """Longest silence of the shared tier during one operation: then it is a miss, and the tier is left alone until it answers again"""
     remote_connections: int = 4
-    """Connections to the shared tier, each with a thread"""
+    """Connections for reading from the shared tier, each with a thread; half as many write"""
+    node_host: str = "127.0.0.1"
+    """Address where other nodes reach this one; one that is not loopback needs security.keys_dir"""
+    node_port: int = 0
+    """Port for other nodes, with the two after it; 0: none reaches this one"""
+    peers: list[str] = []
+    """Other nodes whose chunks may be pulled: HOST:PORT (their node_port), or NAME@HOST:PORT with keys, NAME as in `headstart keys add`"""
+    peer_streams: int = 4
+    """Connections for reading from other nodes, each with a thread"""
+    peer_timeout_ms: int = 200
+    """Longest silence of another node while it is read from: then its chunk is a miss"""
     eviction: Literal["lru", "s3fifo"] = "lru"
     """What goes first when a tier is full: lru, or s3fifo, which prompts that come once can't flush"""
     chunk_ttl_seconds: int = 0
@@ -112,7 +125,7 @@ class CacheSettings(Section, frozen=True):
 
     def problems(self) -> list[Problem]:
         found = negative(self, "lookup_ms_max", "pull_tokens_min", "remote_ttl_seconds", "chunk_ttl_seconds", "write_behind_gb_max")
-        found += ports(self, "metrics_port") + self._tier_problems()
+        found += ports(self, "metrics_port", "node_port") + self._tier_problems() + self._peer_problems()
         if self.chunk_size < 16 or self.chunk_size % 16:
             found.append(("chunk_size", f"{self.chunk_size} is no multiple of 16; 256 suits most models, 512 contexts over 128K"))
         if not self.local_cpu:
@@ -133,6 +146,18 @@ class CacheSettings(Section, frozen=True):
         if not 0 < self.tenant_share_max <= 1:
             found.append(("tenant_share_max", f"{self.tenant_share_max} is no share; give more than 0 and at most 1"))
         return found
+
+    def _peer_problems(self) -> list[Problem]:
+        bad = [peer for peer in self.peers if not _PEER.fullmatch(peer)]
+        found = [("peers", f"{peer!r} is no address; write HOST:PORT, or NAME@HOST:PORT with keys") for peer in bad]
+        if self.node_port > 65535 - _NODE_PORTS:
+            found.append(("node_port", f"{self.node_port} leaves no room for the two ports after it"))
+        return found
+
+    def peer_places(self) -> list[tuple[str, str, int]]:
+        """Name ("" where none is given), host and port of every peer."""
+        found = [match for peer in self.peers if (match := _PEER.fullmatch(peer))]
+        return [(match["name"] or "", match["six"] or match["host"], int(match["port"])) for match in found]
 
     def resolved_run_dir(self, environ: Mapping[str, str]) -> Path:
         """The run directory. Raises SettingsError where a socket in it would have a path too long for the kernel."""
@@ -157,7 +182,11 @@ class SecuritySettings(Section, frozen=True):
     verify_digests: bool = True
     """Check every chunk against its digest where it arrived; turn it off only to show what it is for"""
     digest_key_file: str = ""
-    """File of 32 bytes that key the digests; empty: made by the cachebus in local_disk or run_dir. Nodes that share chunks share it"""
+    """File of 32 bytes that key the digests; empty: keys_dir's, or made by the cachebus in local_disk or run_dir. Nodes that share chunks share it"""
+    keys_dir: str = ""
+    """This node's folder of keys, made by `headstart keys`: with it the bus speaks to other nodes encrypted, and only to those that it knows"""
+    encrypt_peer_bytes: bool = True
+    """Encrypt chunks' bytes between nodes, too, at 0.9 GB/s a stream; false: they travel as they are, checked by their keyed digest all the same"""
 
 
 class WorkerSettings(Section, frozen=True):

@@ -12,9 +12,9 @@ from itertools import pairwise
 
 from cachebus.chunk import TENANT_BYTES
 from cachebus.extents import Extents, aligned
-from cachebus.messages import Tier
 from cachebus.placement import Lru, Order, Policy, order
 from cachebus.table import Record, State
+from cachebus.wire import Tier
 
 
 @dataclass(slots=True, eq=False)

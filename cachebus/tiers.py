@@ -1,4 +1,4 @@
-"""What lies below DRAM: which chunk is on disk or in the shared tier, and what is on its way up or down. A plain state machine.
+"""What lies below DRAM: which chunk is on disk, at another node or in the shared tier, and what is on its way up or down. A plain state machine.
 
 Going down, a chunk is written behind as soon as it is committed; what the queue can't take is written before DRAM evicts it. Going up, a
 chunk comes when a lookup asks for it. While bytes move, the entries on both sides are held, so neither extent is given to another.
@@ -10,16 +10,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cachebus.chunk import ChunkHeader
-from cachebus.effects import Effect, Outcome, Probe, Publish, Read, Start, Wipe, Write
-from cachebus.messages import Removed, Stored, Tier
+from cachebus.effects import Effect, Held, Loan, Outcome, Probe, Publish, Read, Start, Wipe, Write
+from cachebus.messages import Removed, Stored
 from cachebus.shelf import Entry, Shelf, Wanted
 from cachebus.table import Record
+from cachebus.wire import Tier
 
 FOUND_MS = 1000
 """How long the answer to a probe is good for."""
 
 REMOTE_KEYS_MAX = 4_000_000
 """Keys of the shared tier that are remembered; more are found by asking."""
+
+PROBED_AT_ONCE = 8
+"""Keys that a lookup asks the shared tier for first; each further question asks for eight times as many."""
+
+NEARER = 2.0
+"""Another node is asked before the shared tier where its round trip is at most this many times as long: its bytes come from DRAM."""
+
+REMOTE = "redis"
 
 
 @dataclass
@@ -41,6 +50,7 @@ class Found:
     tier: Tier
     header: ChunkHeader
     on_disk: Entry | None = None
+    loan: Loan | None = None
 
 
 @dataclass
@@ -52,7 +62,7 @@ class Tiers:
     write_behind_bytes_max: int = 1 << 30
     usable: set[Tier] = field(default_factory=set)
     writable: set[Tier] = field(default_factory=set)
-    counters: dict[Tier, TierCounters] = field(default_factory=lambda: {"nvme": TierCounters(), "redis": TierCounters()})
+    counters: dict[Tier, TierCounters] = field(default_factory=lambda: {"nvme": TierCounters(), "redis": TierCounters(), "peer": TierCounters()})
     described: dict[bytes, tuple[str, str]] = field(default_factory=dict)
     """Shape and element type by layout, for headers."""
 
@@ -62,8 +72,10 @@ class Tiers:
         self._writes: dict[int, tuple[Entry, Tier, Entry | None]] = {}
         self._writing: set[tuple[Tier, bytes]] = set()
         self._probes: dict[int, Probe] = {}
-        self._found: dict[bytes, tuple[ChunkHeader, float]] = {}
+        self._found: dict[bytes, tuple[Found, float]] = {}
         self._remote: set[bytes] = set()
+        self._peers: dict[str, set[bytes]] = {}
+        self.distances: dict[str, float] = {}
         self.waiting_bytes = 0
 
     # Up.
@@ -74,9 +86,9 @@ class Tiers:
         if entry is not None and entry.committed and entry.layout == layout:
             header = ChunkHeader(key, layout, entry.digest, entry.length, self.key_id, entry.tenant)
             return Found("nvme", header, entry)
-        header_until = self._found.get(key)
-        if header_until and header_until[0].layout == layout and now_ms < header_until[1] and "redis" in self.usable:
-            return Found("redis", header_until[0])
+        found, until = self._found.get(key, (None, 0.0))
+        if found is not None and found.header.layout == layout and now_ms < until and self._reachable(found):
+            return found
         return None
 
     def promote(self, found: Found, into: Entry) -> list[Effect]:
@@ -88,7 +100,7 @@ class Tiers:
         if found.on_disk is not None:
             found.on_disk.readers += 1
             place = found.on_disk.offset
-        return [Start(Read(self._number, found.tier, found.header, into.offset, place))]
+        return [Start(Read(self._number, found.tier, found.header, into.offset, place, found.loan))]
 
     def read_done(self, number: int, outcome: Outcome, now_s: int) -> tuple[Entry, Found, list[Effect]] | None:
         """The DRAM entry that a read was for, where it came from, and what follows for the lower tier; None for an unknown job."""
@@ -112,19 +124,27 @@ class Tiers:
         counters.integrity_failures += outcome.corrupt
         if found.on_disk is not None and outcome.corrupt and not found.on_disk.doomed:
             effects += self._drop_disk(found.on_disk)
-        if found.tier == "redis":
+        if found.on_disk is None:
             self._found.pop(found.header.key, None)
-            effects += self._forget_remote([found.header.key])
-            if outcome.corrupt:
-                effects.append(Start(Wipe("redis", keys=[found.header.key])))
+            effects += self._not_there(found, corrupt=outcome.corrupt)
         return into, found, effects
 
-    def ask(self, keys: list[bytes]) -> tuple[int, list[Effect]]:
-        """Asks the shared tier for headers; the job's number, 0 where there is nobody to ask."""
-        if "redis" not in self.usable:
-            return 0, []
+    def choose(self, keys: list[bytes], passed_over: set[str]) -> tuple[str, int]:
+        """Who to ask for a run of keys that this node lacks, and for how many of them; ("", 0): nobody. Names of peers, or "redis"."""
+        near = self.distances.get(REMOTE)
+        peers = [(self.distances.get(name, 0.0), name) for name, held in self._peers.items() if keys[0] in held and name not in passed_over]
+        remote = REMOTE in self.usable and REMOTE not in passed_over
+        if peers:
+            distance, name = min(peers)
+            if not remote or near is None or distance <= NEARER * near or keys[0] not in self._remote:
+                held = self._peers[name]
+                return name, next((number for number, key in enumerate(keys) if key not in held), len(keys))
+        return (REMOTE, len(keys)) if remote else ("", 0)
+
+    def ask(self, name: str, keys: list[bytes], layout: bytes) -> tuple[int, list[Effect]]:
+        """Asks whom ``choose`` named for headers; the job's number."""
         self._number += 1
-        probe = Probe(self._number, "redis", keys)
+        probe = Probe(self._number, "redis", keys) if name == REMOTE else Probe(self._number, "peer", keys, name, layout)
         self._probes[self._number] = probe
         return self._number, [Start(probe)]
 
@@ -134,9 +154,10 @@ class Tiers:
         if probe is None:
             return False
         self._found = {key: item for key, item in self._found.items() if item[1] > now_ms}
-        for key, header in zip(probe.keys, outcome.headers, strict=False):
+        loans: list[Loan | None] = [*outcome.loans] if outcome.loans else [None] * len(outcome.headers)
+        for key, header, loan in zip(probe.keys, outcome.headers, loans, strict=False):
             if header is not None and header.key == key and header.key_id == self.key_id:
-                self._found[key] = (header, now_ms + FOUND_MS)
+                self._found[key] = (Found(probe.tier, header, loan=loan), now_ms + FOUND_MS)
         return True
 
     # Down.
@@ -185,18 +206,25 @@ class Tiers:
         left = self.disk.adopt(records)
         return [Wipe("nvme", slots=left)] if left else []
 
-    def remote_index(self, keys: Iterable[bytes]) -> list[Effect]:
-        """The shared tier came (back): these are its chunks."""
-        now = set(keys)
-        gone, new = self._remote - now, now - self._remote
-        self._remote = now
-        effects: list[Effect] = [Publish(Removed(list(gone), "redis"))] if gone else []
-        return [*effects, Publish(Stored(list(new), "redis"))] if new else effects
+    def learn(self, held: Held) -> list[Effect]:
+        """The shared tier or another node came, went or changed."""
+        if held.tier == "redis":
+            before, self._remote = self._remote, set(held.added)
+            return _told("redis", self._remote - before, before - self._remote)
+        known = self._peers.setdefault(held.peer, set())
+        added = set(held.added)
+        removed = set(known) if held.gone else known - added if held.whole else set(held.removed)
+        new = {key for key in added if not self._at_a_peer(key)}
+        known |= added
+        known -= removed
+        if held.gone:
+            del self._peers[held.peer]
+        return _told("peer", new, {key for key in removed if not self._at_a_peer(key)})
 
     def keys(self) -> dict[Tier, list[bytes]]:
         """Every chunk below DRAM, by tier."""
         on_disk = [key for key, entry in self.disk.index.items() if entry.committed] if self.disk else []
-        return {"nvme": on_disk, "redis": list(self._remote)}
+        return {"nvme": on_disk, "redis": list(self._remote), "peer": list(set().union(*self._peers.values()))}
 
     def holds(self, key: bytes) -> list[Tier]:
         """The tiers below DRAM that hold the chunk."""
@@ -205,8 +233,11 @@ class Tiers:
     def clear(self, tier: Tier) -> list[Effect]:
         """Forgets a whole tier."""
         if tier == "redis":
-            gone, self._found = list(self._remote), {}
-            return [*self._forget_remote(gone), Start(Wipe("redis", keys=[]))]
+            self._found.clear()
+            before, self._remote = self._remote, set()
+            return [*_told("redis", set(), before), Start(Wipe("redis", keys=[]))]
+        if tier == "peer":
+            return []
         entries = list(self.disk.index.values()) if self.disk else []
         return [effect for entry in entries if entry.committed for effect in self._drop_disk(entry)]
 
@@ -225,8 +256,10 @@ class Tiers:
         }
         if self.disk:
             found |= {"nvme_bytes": self.disk.used_bytes, "nvme_capacity_bytes": self.disk.capacity, "nvme_chunks": len(self.disk.index)}
-        found |= {f"{tier}_usable": float(tier in self.usable) for tier in self.counters}
-        return {**found, "redis_chunks": len(self._remote), "write_behind_bytes": self.waiting_bytes, "promoting": len(self._reads)}
+        found |= {f"{tier}_usable": float(tier in self.usable) for tier in ("nvme", "redis")} | {"peer_usable": float(bool(self._peers))}
+        found |= {"redis_chunks": len(self._remote), "peer_chunks": sum(map(len, self._peers.values())), "peers": len(self._peers)}
+        found |= {f"round_trip_seconds_{name}": seconds for name, seconds in self.distances.items()}
+        return {**found, "write_behind_bytes": self.waiting_bytes, "promoting": len(self._reads)}
 
     # Inner workings.
 
@@ -279,7 +312,25 @@ class Tiers:
             return [Start(Wipe("nvme", slots=[on_disk.slot]))]
         return []
 
-    def _forget_remote(self, keys: list[bytes]) -> list[Effect]:
-        known = [key for key in keys if key in self._remote]
-        self._remote.difference_update(known)
-        return [Publish(Removed(known, "redis"))] if known else []
+    def _reachable(self, found: Found) -> bool:
+        return found.loan.peer in self._peers if found.loan else found.tier in self.usable
+
+    def _not_there(self, found: Found, *, corrupt: bool) -> list[Effect]:
+        """What was believed to be elsewhere is not, or is not what it should be: nobody is asked for it there again."""
+        key = found.header.key
+        if found.loan:
+            held = self._peers.get(found.loan.peer, set())
+            gone = {key} & held
+            held -= gone
+            return _told("peer", set(), {key for key in gone if not self._at_a_peer(key)})
+        gone = {key} & self._remote
+        self._remote -= gone
+        return [*_told("redis", set(), gone), *([Start(Wipe("redis", keys=[key]))] if corrupt else [])]
+
+    def _at_a_peer(self, key: bytes) -> bool:
+        return any(key in held for held in self._peers.values())
+
+
+def _told(tier: Tier, new: set[bytes], gone: set[bytes]) -> list[Effect]:
+    effects: list[Effect] = [Publish(Removed(list(gone), tier))] if gone else []
+    return [*effects, Publish(Stored(list(new), tier))] if new else effects

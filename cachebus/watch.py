@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cachebus import zeromq
-from cachebus.codec import decode_events, decode_reply, encode_request
+from cachebus.codec import EventBatch, decode_events, decode_reply, encode_request
 from cachebus.errors import BusUnavailable, ProtocolError
 from cachebus.messages import Event, Snapshot, SnapshotReply, Stored, WorkerUp
+from cachebus.messages_peers import Missed
 from cachebus.replica import Replica
 
 log = logging.getLogger("headstart.watch")
@@ -70,30 +71,40 @@ class Watch:
             except ProtocolError as error:
                 log.warning("dropped a batch of events: %s", error)
                 continue
-            if self.replica.apply(batch):
-                for event in batch.events:
-                    self._on_event(event)
-            else:
-                log.warning("events are missing or the cachebus restarted: asking for a snapshot")
+            if not self._apply(batch):
+                log.warning("events are missing or the cachebus restarted: asking for them")
                 self._synced.clear()
                 await self._resync()
 
+    def _apply(self, batch: EventBatch) -> bool:
+        known = batch.epoch == self.replica.position[0] and batch.seq <= self.replica.position[1]
+        if not self.replica.apply(batch):
+            return False
+        for event in [] if known else batch.events:
+            self._on_event(event)
+        return True
+
     async def _resync(self) -> None:
-        """Asks for snapshots until one comes; batches that overtake it are passed over, and the next gap shows."""
+        """Asks for what is missing until it comes; batches that overtake it are passed over, and the next gap shows."""
         while not self._synced.is_set():
             self._ticket += 1
-            await self._peer.send(encode_request(self._ticket, Snapshot()))
+            await self._peer.send(encode_request(self._ticket, Snapshot(*self.replica.position)))
             try:
                 async with asyncio.timeout(_SNAPSHOT_SECONDS_MAX):
                     reply = decode_reply(await self._peer.receive())
             except TimeoutError:
                 continue
-            if reply.ticket != self._ticket or not isinstance(reply.body, SnapshotReply):
+            if reply.ticket != self._ticket:
                 continue
             self._heard_at = time.monotonic()
-            self.replica.load(reply.body)
-            self._synced.set()
-            for worker in reply.body.workers:
-                self._on_event(WorkerUp(worker))
-            for tier, keys in reply.body.keys.items():
-                self._on_event(Stored(keys, tier))
+            if isinstance(reply.body, Missed):
+                for missed in map(decode_events, reply.body.batches):
+                    self._apply(missed)
+                self._synced.set()
+            elif isinstance(reply.body, SnapshotReply):
+                self.replica.load(reply.body)
+                self._synced.set()
+                for worker in reply.body.workers:
+                    self._on_event(WorkerUp(worker))
+                for tier, keys in reply.body.keys.items():
+                    self._on_event(Stored(keys, tier))

@@ -1,4 +1,4 @@
-"""The one file that knows ZeroMQ: the bus's four sockets, each with its limits set.
+"""ZeroMQ within a node: the bus's sockets, each with its limits set. ``zeromq_peers.py`` has those between nodes; no other file knows ZeroMQ.
 
 ZeroMQ's defaults are unsafe for a bus (no size limit, endless linger), so every socket sets high-water mark, message
 size, linger and heartbeats here. A message that can't be queued at once is refused, never waited for.
@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import NamedTuple
 
 import zmq
 import zmq.asyncio
 
 from cachebus.errors import BusError
+from cachebus.zeromq_peers import HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS, NodeSockets
 
 REQUESTS, EVENTS = "bus.sock", "events.sock"
 """Names of the two ipc sockets in the run directory."""
 
 QUEUE_MAX = 10_000
 MESSAGE_BYTES_MAX = 64 << 20
-HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000
 _LINGER_MS = 200
 
 
@@ -34,10 +35,18 @@ def _limit(socket: zmq.Socket[bytes] | zmq.asyncio.Socket) -> None:
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
 
 
-class Server:
-    """The daemon's two sockets: requests in and replies out, and events out."""
+class Received(NamedTuple):
+    """A message to the daemon. ``user``: None for a client of this node, else the public key (Z85) of one of another, "" where there are no keys."""
 
-    def __init__(self, requests: str, events: str) -> None:
+    client: bytes
+    frame: bytes
+    user: str | None
+
+
+class Server:
+    """The daemon's sockets: requests in and replies out, and events out; for this node, and where ``node`` is given for others, too."""
+
+    def __init__(self, requests: str, events: str, node: NodeSockets | None = None) -> None:
         self._context = zmq.Context(io_threads=1)
         self._router = self._context.socket(zmq.ROUTER)
         self._publisher = self._context.socket(zmq.PUB)
@@ -51,13 +60,21 @@ class Server:
         self._poller = zmq.Poller()
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._woken, zmq.POLLIN)
+        self._node = node
+        if node:
+            self._poller.register(node.requests, zmq.POLLIN)
 
-    def receive(self, timeout_ms: int) -> list[bytes] | None:
-        """The frames of the next message, the client's identity first; None where none comes in time or ``wake`` was called."""
+    def receive(self, timeout_ms: int) -> Received | None:
+        """The next message; None where none comes in time or ``wake`` was called, or where it is malformed."""
         ready = dict(self._poller.poll(timeout_ms))
         if self._woken in ready:
             os.eventfd_read(self._woken)
-        return self._router.recv_multipart() if self._router in ready else None
+        if self._router in ready:
+            frames = self._router.recv_multipart()
+            return Received(frames[0], frames[1] if len(frames) == 2 else b"", None)
+        if self._node and self._node.requests in ready:
+            return Received(*self._node.receive())
+        return None
 
     def wake(self) -> None:
         """Ends a ``receive`` that waits. Any thread may call it, at any time."""
@@ -66,14 +83,21 @@ class Server:
 
     def reply(self, client: bytes, frame: bytes) -> None:
         """Sends to a client; one that is gone is passed over (ROUTER drops it)."""
-        self._router.send_multipart([client, frame], zmq.NOBLOCK)
+        if self._node and self._node.is_one(client):
+            self._node.reply(client, frame)
+        else:
+            self._router.send_multipart([client, frame], zmq.NOBLOCK)
 
     def publish(self, frame: bytes) -> None:
         """Sends to every subscriber; one that does not keep up misses it and sees the gap."""
         self._publisher.send(frame)
+        if self._node:
+            self._node.publish(frame)
 
     def close(self) -> None:
-        """Closes both sockets."""
+        """Closes all sockets."""
+        if self._node:
+            self._node.close()
         self._context.destroy(linger=_LINGER_MS)
         os.close(self._woken)
 

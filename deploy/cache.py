@@ -16,7 +16,7 @@ from deploy.settings import Settings
 _ANSWER_MS_MAX = 10_000
 _KEY_LETTERS = 16
 _R = TypeVar("_R", bound=Reply)
-_TIERS = ("dram", "nvme", "redis")
+_TIERS = ("dram", "nvme", "redis", "peer")
 
 
 def run(settings: Settings, options: argparse.Namespace) -> int:

@@ -53,9 +53,9 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
         print(as_help(settings), end="")
         return 0
     if options.command == "cachebus":
-        from cachebus import daemon
+        from cachebus import role
 
-        return daemon.run(settings.cache, settings.security)
+        return role.run(settings.cache, settings.security)
     if options.command == "router":
         from router.serve import serve
 
@@ -64,6 +64,10 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
         from deploy import status
 
         return status.run(settings, json_output=options.json)
+    if options.command == "keys":
+        from deploy import keys
+
+        return keys.run(options)
     if options.command == "cache":
         from deploy import cache
 
@@ -134,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         if role in ("prefill", "decode"):
             command.add_argument("--name", help="the worker's name, unique in its node (default: role, host and process)")
     _add_cache(commands, [common, as_json])
+    _add_keys(commands, [common, as_json])
     bench = commands.add_parser("bench", help="measure, against plain vLLM and others")
     benches = bench.add_subparsers(dest="bench", required=True, metavar="BENCH")
     prefix = benches.add_parser("prefix", parents=[common, model, as_json], help="time to first token by prompt length: cold and hit")
@@ -156,6 +161,24 @@ def _add_cache(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         pin.add_argument("keys", nargs="+", metavar="KEY", help="a chunk's key as `cache ls` shows it, or its beginning")
     clear = actions.add_parser("clear", parents=parents, help="drop all chunks of some tiers, pinned ones too")
     clear.add_argument("tiers", nargs="+", choices=("dram", "nvme", "redis"), metavar="TIER", help="dram, nvme or redis")
+
+
+def _add_keys(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    keys = commands.add_parser("keys", help="make the keys by which nodes and routers of a cluster know each other")
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    texts = {
+        "init": "make a cluster's folder, which stays with the operator",
+        "add": "make a member's folder, which goes to its machine as security.keys_dir",
+        "list": "show the members",
+        "revoke": "remove a member: the others refuse it a second after they got their folders again",
+    }
+    for action, text in texts.items():
+        command = actions.add_parser(action, parents=parents, help=text, description=text)
+        command.add_argument("folder", type=Path, metavar="DIR", help="the cluster's folder")
+        if action in ("add", "revoke"):
+            command.add_argument("name", metavar="NAME", help="the member's name, as cache.peers has it before the @")
+        if action == "add":
+            command.add_argument("--role", choices=("node", "router"), default="node", help="what it may do (default: %(default)s)")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ def run(settings: Settings, *, json_output: bool) -> int:
         print(f"nvme: {used / 1e9:.3f} of {capacity / 1e9:.3f} GB ({used / capacity:.0%}), {values['nvme_chunks']:.0f} chunks")
     if settings.cache.remote_url:
         print(f"redis: {'answers' if values.get('redis_usable') else 'does not answer'}, {values['redis_chunks']:.0f} chunks")
+    if settings.cache.peers:
+        print(f"peers: {values['peers']:.0f} of {len(settings.cache.peers)} answer, {values['peer_chunks']:.0f} chunks")
     names = {"leases": "leases", "writing": "being written", "waiters": "waiting lookups", "holders": "holders"}
     print(", ".join(f"{text} {values[name]:.0f}" for name, text in names.items()) + "\n")
     for name, value in sorted(values.items()):

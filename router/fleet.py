@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable
 
-from cachebus.messages import Role, Worker
+from cachebus.messages import Worker
+from cachebus.wire import Role
 
 
 def candidates(workers: Iterable[Worker], role: Role, model: str | None, without: Collection[str] = ()) -> list[Worker]:

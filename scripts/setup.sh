@@ -34,13 +34,18 @@ else
 fi
 say "installing Headstart and its developer tools"
 pip install --editable ".[dev]"
-if ! command -v redis-server >/dev/null; then
-  # Only the tests need it, for the shared tier; they fail without it.
+# Only the tests need these: a shared tier, and a second node behind a network that can be cut. They fail without them.
+missing=()
+for pair in redis-server:redis-server ip:iproute2 nft:nftables; do
+  command -v "${pair%%:*}" >/dev/null || [ -x "/usr/sbin/${pair%%:*}" ] || missing+=("${pair#*:}")
+done
+if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    say "installing redis-server for the tests"
-    { apt-get install --yes --no-install-recommends redis-server || { apt-get update && apt-get install --yes --no-install-recommends redis-server; }; } >/dev/null
+    say "installing ${missing[*]} for the tests"
+    install=(apt-get install --yes --no-install-recommends "${missing[@]}")
+    { "${install[@]}" || { apt-get update && "${install[@]}"; }; } >/dev/null
   else
-    say "the tests need redis-server: install it (Debian: apt-get install redis-server), or some of them fail"
+    say "the tests need ${missing[*]}: install that (Debian: apt-get install ${missing[*]}), or some of them fail"
   fi
 fi
 echo "$stamp" >"$venv/.stamp"

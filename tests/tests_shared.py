@@ -13,7 +13,7 @@ from cachebus.holder import Holder
 from cachebus.messages import Commit, NewEntry, RegisterEngine, RegisterWorker, Reserve, Reserved, WrittenEntry
 from cachebus.metrics import BusMetrics
 from cachebus.region import Region
-from cachebus.settings import CacheSettings
+from cachebus.settings import CacheSettings, SecuritySettings
 
 LAYOUT = b"l" * 16
 NAMESPACE = b"n" * 32
@@ -25,15 +25,21 @@ DIGEST_KEY = b"k" * 32
 class Bus:
     """A daemon in a thread, which can be ended and started again over its region."""
 
-    def __init__(self, run_dir: Path, cache: CacheSettings = CacheSettings()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        run_dir: Path,
+        cache: CacheSettings = CacheSettings(),  # noqa: B008
+        security: SecuritySettings = SecuritySettings(),  # noqa: B008
+    ) -> None:
         self.run_dir = run_dir
-        self.cache = cache
+        self.cache, self.security = cache, security
+        self.digest_key = DIGEST_KEY
         self.holder = Holder(run_dir)
         self.start()
 
     def start(self) -> None:
         region = Region.make_or_adopt(self.run_dir / "region", REGION_BYTES, may_replace=True)
-        self.daemon = Daemon(self.run_dir, region, DIGEST_KEY, BusMetrics(), self.cache)
+        self.daemon = Daemon(self.run_dir, region, self.digest_key, BusMetrics(), self.cache, self.security)
         self._thread = threading.Thread(target=self.daemon.run)
         self._thread.start()
 

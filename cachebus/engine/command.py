@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 
 from cachebus.errors import HeadstartError
-from cachebus.messages import Role
 from cachebus.settings import ENVIRONMENT_PREFIX, CacheSettings, ModelSettings, SecuritySettings, WorkerSettings
+from cachebus.wire import Role
 
 PROVEN_VERSIONS = ("0.25.1", "0.32.0")
 _RENDER_FLAG_SINCE = (0, 32)

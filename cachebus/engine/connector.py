@@ -38,8 +38,9 @@ from cachebus.engine.transfer import PARAMS_KEY, StepPlan, transfer_params
 from cachebus.holder import HOLDER_NAME_LENGTH, Holder
 from cachebus.keeper import Keeper
 from cachebus.keys import namespace_digest
-from cachebus.messages import Reattach, RegisterEngine, Role
+from cachebus.messages import Reattach, RegisterEngine
 from cachebus.region import Region
+from cachebus.wire import Role
 
 if TYPE_CHECKING:
     import torch

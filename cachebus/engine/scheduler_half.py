@@ -15,7 +15,8 @@ from typing import Protocol
 
 from cachebus.engine.transfer import Load, LoadPiece, Save, StepPlan, TransferParams
 from cachebus.keys import extend_chunk_keys, root_key, tail_keys, tenant_id
-from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request, Tier, Withdraw
+from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request, Withdraw
+from cachebus.wire import Tier
 
 _NOT_ASKED_FOR = -1.0
 """Deadline of a lookup whose answer vLLM has not asked for yet."""

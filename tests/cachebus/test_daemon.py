@@ -11,11 +11,11 @@ import pytest
 from tests_shared import ANSWER_MS, LAYOUT, Bus, wait_for
 
 from cachebus import zeromq
-from cachebus.daemon import run
 from cachebus.errors import BusError, BusUnavailable, Refused
 from cachebus.holder import Holder, is_alive
 from cachebus.keeper import Keeper
 from cachebus.messages import Acquire, Granted, Hello, NewEntry, Ping, Pong, Reattach, Report, Reserve, Stat, StatReply, Stored, WorkerDown, WorkerUp
+from cachebus.role import run
 from cachebus.settings import CacheSettings, SecuritySettings
 from cachebus.watch import Watch
 

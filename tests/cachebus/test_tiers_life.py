@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from cachebus.chunk import ChunkHeader
 from cachebus.directory import Directory
-from cachebus.effects import Answer, Effect, Job, Outcome, Probe, Publish, Read, Start, WipeRecord, Write, WriteRecord
+from cachebus.effects import Answer, Effect, Held, Job, Loan, Outcome, Probe, Publish, Read, Start, WipeRecord, Write, WriteRecord
 from cachebus.messages import Acquire, Granted, NewEntry, Removed, Reserve, Reserved, Stored, WrittenEntry
 from cachebus.shelf import Shelf
 from cachebus.table import Record, State
@@ -40,6 +40,7 @@ class TieredLife(RuleBasedStateMachine):
         self.disk_bytes: dict[int, str] = {}
         self.disk_index: dict[int, Record] = {}
         self.redis: dict[bytes, tuple[ChunkHeader, str]] = {}
+        self.peers: dict[str, dict[bytes, str]] = {"a": {}, "b": {}}
         self.epoch = 0
         self.now = 0.0
         self.reading: dict[int, Granted] = {}
@@ -49,7 +50,7 @@ class TieredLife(RuleBasedStateMachine):
         self.epoch += 1
         self.jobs: list[Job] = []
         self.waiting: set[int] = set()
-        self.known: dict[str, set[bytes]] = {"dram": set(), "nvme": set(), "redis": set()}
+        self.known: dict[str, set[bytes]] = {"dram": set(), "nvme": set(), "redis": set(), "peer": set()}
         tiers = Tiers(Shelf(DISK_PAGES * PAGE, 16, self.policy, tenant_share=0.7), usable={"nvme", "redis"}, writable={"nvme", "redis"})  # type: ignore[arg-type]
         tiers.write_behind_bytes_max = 3 * PAGE
         self.directory = Directory(PAGES * PAGE, 16, self.epoch, tiers, self.policy)  # type: ignore[arg-type]
@@ -138,10 +139,18 @@ class TieredLife(RuleBasedStateMachine):
                 assert job.record is not None
                 self.disk_bytes[job.record.offset], self.disk_index[job.slot] = text, job.record
         elif isinstance(job, Read):
-            text = self.disk_bytes.get(job.place, "") if job.tier == "nvme" else self.redis.get(job.header.key, (None, ""))[1]
+            if job.loan:
+                text = self.peers[job.loan.peer].get(job.header.key, "")
+            else:
+                text = self.disk_bytes.get(job.place, "") if job.tier == "nvme" else self.redis.get(job.header.key, (None, ""))[1]
             self.region[job.into] = text
             good = self.digest(text) == job.header.digest or not self.verify
             return Outcome(good, corrupt=not good)
+        elif isinstance(job, Probe) and job.peer:
+            there = list(itertools.takewhile(self.peers[job.peer].__contains__, job.keys))
+            digests = [self.digest(self.peers[job.peer][k]) for k in there]
+            headers: list[ChunkHeader | None] = [ChunkHeader(k, LAYOUT, d, PAGE, bytes(8)) for k, d in zip(there, digests, strict=True)]
+            return Outcome(True, headers=headers, loans=[Loan(job.peer, 1, b"", 0) for _ in there])
         elif isinstance(job, Probe):
             return Outcome(True, headers=[self.redis[k][0] if k in self.redis else None for k in job.keys])
         return Outcome(True)
@@ -164,12 +173,29 @@ class TieredLife(RuleBasedStateMachine):
             self.redis.clear()
         self.reading.clear()
         self.begin()
-        self.apply(self.directory.tiers.remote_index(self.redis))
+        self.apply(self.directory.tiers.learn(Held("redis", set(self.redis), whole=True)))
+        self.apply(self.directory.tiers.learn(Held("peer", set(self.peers["a"]), whole=True, peer="a")))
 
     @rule(up=st.booleans())
     def redis_comes_and_goes(self, up: bool) -> None:
         for states in (self.directory.tiers.usable, self.directory.tiers.writable):
             (states.add if up else states.discard)("redis")
+
+    @rule(name=st.sampled_from("ab"), numbers=st.lists(KEYS, max_size=3, unique=True), how=st.sampled_from(["whole", "added", "gone", "silent"]))
+    def a_peer_changes(self, name: str, numbers: list[int], how: str) -> None:
+        """What it holds, and what is known of that here; ``silent``: not at all."""
+        there = self.peers[name]
+        if how in ("whole", "silent"):
+            there.clear()
+        added = {key(n): f"{n:02x}:{name}{next(self.texts)}" for n in numbers if key(n) not in there}
+        there |= added
+        if how != "silent":
+            held = Held("peer", set() if how == "gone" else set(added), whole=how == "whole", peer=name, gone=how == "gone")
+            self.apply(self.directory.tiers.learn(held))
+
+    @rule(near=st.sampled_from([0.001, 0.1]))
+    def distances_change(self, near: float) -> None:
+        self.directory.tiers.distances = {"redis": 0.01, "a": near, "b": 0.002}
 
     @rule(milliseconds=st.sampled_from([1, 200, 5000]), ttl=st.sampled_from([0, 3]))
     def time_passes(self, milliseconds: int, ttl: int) -> None:
@@ -195,7 +221,7 @@ class TieredLife(RuleBasedStateMachine):
     def holds(self) -> None:
         self.directory.check_integrity()
         assert self.known["dram"] == set(self.directory.keys())
-        assert {tier: set(keys) for tier, keys in self.directory.tiers.keys().items()} == {t: self.known[t] for t in ("nvme", "redis")}
+        assert {tier: set(keys) for tier, keys in self.directory.tiers.keys().items()} == {t: self.known[t] for t in ("nvme", "redis", "peer")}
 
     def teardown(self) -> None:
         while self.jobs:

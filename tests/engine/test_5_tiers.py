@@ -13,7 +13,8 @@ from redis_server import RedisServer
 from tests_shared import ANSWER_MS, wait_for
 
 from cachebus.client import BusClient
-from cachebus.messages import Clear, Count, Tier
+from cachebus.messages import Clear, Count
+from cachebus.wire import Tier
 from deploy.client import Answer, ask
 from deploy.launcher import Cluster, private_run_dir
 from deploy.settings import Settings
@@ -70,7 +71,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 @pytest.fixture(scope="module")
 def node(live: Live, server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     disk = tmp_path_factory.mktemp("tiers") / "disk"
-    cache = msgspec.structs.replace(live.settings.cache, local_disk=str(disk), max_local_disk_size=1.0, remote_url=server.url)
+    cache = msgspec.structs.replace(live.settings.cache, local_disk=str(disk), max_local_disk_size=1.0, remote_url=server.url, remote_timeout_ms=400)
     router = msgspec.structs.replace(live.settings.router, port=0)
     settings = msgspec.structs.replace(live.settings, cache=cache, router=router, decode=msgspec.structs.replace(live.settings.decode, count=1))
     with private_run_dir(settings) as private:

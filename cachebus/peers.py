@@ -1,0 +1,242 @@
+"""Other nodes as a tier: a thread follows each one's directory, threads ask for loans and read the bytes.
+
+A follower hears a node's events, asks for what it missed, and pings it each second; a node that is not heard for ``SILENCE_SECONDS`` counts as
+gone until it is heard again. What it holds on disk or in DRAM can be had; what it knows of third nodes can't, so nothing is passed on in circles.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cachebus.chunk import ChunkHeader
+from cachebus.codec import decode_events, decode_reply, encode_request
+from cachebus.effects import Held, Job, Loan, Outcome, Probe, Read
+from cachebus.errors import BusError, BusUnavailable, ProtocolError
+from cachebus.lanes import Lane, Memory
+from cachebus.messages import Ping, Pong, Removed, Reply, Request, Snapshot, SnapshotReply, Stored
+from cachebus.messages_peers import Lend, Lent, Missed
+from cachebus.replica import Replica
+from cachebus.security import Keyring, is_loopback
+from cachebus.settings import CacheSettings, SecuritySettings
+from cachebus.wire import Tier
+from cachebus.zeromq_peers import BytesReader, Pair, PeerAddress, PeerLink
+
+log = logging.getLogger("headstart.cachebus")
+
+SILENCE_SECONDS = 2.5
+"""A live node is heard each second."""
+
+ASK_SECONDS = 1.0
+_LOOK_MS = 200
+_OWN: frozenset[Tier] = frozenset({"dram", "nvme"})
+
+
+def peer_addresses(cache: CacheSettings, security: SecuritySettings) -> dict[str, PeerAddress]:
+    """Where the configured peers are, by name. Raises BusError where one can't be trusted: it has no key, or there are no keys and it is not here."""
+    keys = Keyring(Path(security.keys_dir)) if security.keys_dir else None
+    found = {}
+    for name, host, port in cache.peer_places():
+        if keys is None:
+            if not is_loopback(host):
+                raise BusError(f"cache.peers: {host} is another machine: that needs keys; make them with `headstart keys` and set security.keys_dir")
+            found[f"{host}:{port}"] = PeerAddress(host, port)
+        elif not name:
+            raise BusError(f"cache.peers: say whose key {host}:{port} has: NAME@{host}:{port}, NAME as in `headstart keys add`")
+        else:
+            own = Pair(keys.public, keys.secret)
+            found[name] = PeerAddress(host, port, keys.public_key(name), own, security.encrypt_peer_bytes)
+    return found
+
+
+class Follower(threading.Thread):
+    """Keeps what is known of one node in step with it. ``changed`` is called from this thread."""
+
+    def __init__(self, name: str, address: PeerAddress, key_id: bytes, changed: Callable[[Held], None]) -> None:
+        super().__init__(name=f"headstart-peer-{name}", daemon=True)
+        self.round_trip = 0.0
+        self._peer, self._address, self._key_id, self._changed = name, address, key_id, changed
+        self._replica = Replica()
+        self._ending = threading.Event()
+        self._ticket = 0
+        self._pinged: dict[int, float] = {}
+        self._up = self._foreign = False
+        self._heard_at = self._asked_at = float("-inf")
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._ending.set()
+
+    def run(self) -> None:
+        link = PeerLink(self._address, events=True)
+        ping_at = 0.0
+        while not self._ending.is_set():
+            replies, batches = link.receive(_LOOK_MS)
+            now = time.monotonic()
+            try:
+                in_step = self._take(replies, batches, now)
+            except ProtocolError as error:
+                log.warning("peer %s: %s", self._peer, error)
+                in_step = True
+            if not in_step and now - self._asked_at >= ASK_SECONDS:
+                self._asked_at = now
+                self._send(link, Snapshot(*self._replica.position))
+            if now >= ping_at:
+                ping_at = now + 1.0
+                self._pinged = {self._send(link, Ping()): now}
+            if self._up and now - self._heard_at > SILENCE_SECONDS:
+                self._up = False
+                log.warning("peer %s is silent: requests go on without it", self._peer)
+                self._changed(Held("peer", peer=self._peer, gone=True))
+        link.close()
+
+    def _send(self, link: PeerLink, body: Request) -> int:
+        self._ticket += 1
+        link.send(encode_request(self._ticket, body))
+        return self._ticket
+
+    def _take(self, replies: list[bytes], batches: list[bytes], now: float) -> bool:
+        """Whether all that the node told is known here."""
+        if replies or batches:
+            self._heard_at = now
+        in_step = True
+        for frame in batches:
+            in_step = self._apply(frame)
+        for frame in replies:
+            reply = decode_reply(frame)
+            if isinstance(reply.body, Missed):
+                in_step = all(self._apply(batch) for batch in reply.body.batches)
+            elif isinstance(reply.body, SnapshotReply):
+                self._replica.load(reply.body)
+                self._up, in_step = False, True
+            elif isinstance(reply.body, Pong):
+                self._pong(reply.ticket, reply.body, now)
+        if batches and in_step and not self._up and not self._foreign:
+            self._up = True
+            keys = self._replica.keys(_OWN)
+            log.info("peer %s is there: %d chunks, %.1f ms away", self._peer, len(keys), 1000 * self.round_trip)
+            self._changed(Held("peer", keys, whole=True, peer=self._peer))
+        return in_step
+
+    def _apply(self, frame: bytes) -> bool:
+        batch = decode_events(frame)
+        position = self._replica.position
+        if not self._replica.apply(batch):
+            return False
+        if self._up and self._replica.position != position:
+            touched = {key for event in batch.events if isinstance(event, Stored | Removed) for key in event.keys}
+            there = {key for key in touched if self._replica.tiers(key) & _OWN}
+            self._changed(Held("peer", there, touched - there, peer=self._peer))
+        return True
+
+    def _pong(self, ticket: int, pong: Pong, now: float) -> None:
+        if ticket in self._pinged:
+            seconds = now - self._pinged.pop(ticket)
+            self.round_trip = seconds if not self.round_trip else 0.8 * self.round_trip + 0.2 * seconds
+        foreign = pong.key_id != self._key_id
+        if foreign and not self._foreign:
+            log.error("peer %s has another digest key, so nothing of it can be checked: give both one security.digest_key_file", self._peer)
+        self._foreign = foreign
+
+
+@dataclass
+class _Connections:
+    """One thread's connections to one node."""
+
+    link: PeerLink
+    reader: BytesReader
+    ticket: int = 0
+
+
+@dataclass
+class _Own(threading.local):
+    by_peer: dict[str, _Connections] = field(default_factory=dict)
+
+
+class PeerLane(Lane):
+    """Other nodes as a tier that is only read."""
+
+    tier: Tier = "peer"
+
+    def __init__(
+        self, addresses: Mapping[str, PeerAddress], memory: Memory, key_id: bytes, timeout_ms: int, streams: int, wake: Callable[[], None]
+    ) -> None:
+        self._addresses, self._key_id, self._timeout_ms = addresses, key_id, timeout_ms
+        self._own = _Own()
+        self._followers = {name: Follower(name, address, key_id, self._changed) for name, address in addresses.items()}
+        super().__init__(memory, streams, 0, wake)
+
+    @property
+    def usable(self) -> bool:
+        return True
+
+    @property
+    def writable(self) -> bool:
+        return False
+
+    def distances(self) -> dict[str, float]:
+        return {name: follower.round_trip for name, follower in self._followers.items()}
+
+    def _changed(self, held: Held) -> None:
+        self._held.put(held)
+        self._wake()
+
+    def _do(self, job: Job) -> Outcome:
+        try:
+            if isinstance(job, Probe):
+                return self._borrow(job)
+            if isinstance(job, Read) and job.loan:
+                into = self._memory.extent(job.into, job.header.length)
+                reader = self._own.by_peer[job.loan.peer].reader
+                if not reader.read(job.loan.lease, job.loan.token, job.loan.offset, into, self._timeout_ms):
+                    return Outcome(False)
+                return self._checked(job, job.header)
+        except BusError as error:
+            log.debug("peer: %s", error)
+        return Outcome(False)
+
+    def _borrow(self, job: Probe) -> Outcome:
+        own = self._own.by_peer[job.peer]
+        own.ticket += 1
+        if not own.link.send(encode_request(own.ticket, Lend(job.layout, job.keys, self._timeout_ms // 2)), self._timeout_ms):
+            return Outcome(False)
+        lent = self._answer(own)
+        loans = [Loan(job.peer, lent.lease, lent.token, chunk.offset) for chunk in lent.chunks]
+        headers: list[ChunkHeader | None] = [
+            ChunkHeader(chunk.key, job.layout, chunk.digest, chunk.length, self._key_id, chunk.tenant) for chunk in lent.chunks
+        ]
+        return Outcome(True, headers=headers, loans=loans)
+
+    def _answer(self, own: _Connections) -> Lent:
+        deadline = time.monotonic() + self._timeout_ms / 1000
+        while (left := deadline - time.monotonic()) > 0:
+            for frame in own.link.receive(1000 * left)[0]:
+                reply = decode_reply(frame)
+                body: Reply = reply.body
+                if reply.ticket == own.ticket:
+                    if isinstance(body, Lent):
+                        return body
+                    raise BusError(f"the node answered {body}")
+        raise BusUnavailable("the node does not answer")
+
+    def _work(self, jobs: queue.PriorityQueue[tuple[int, int, Job | None]]) -> None:
+        for peer, address in self._addresses.items():
+            self._own.by_peer[peer] = _Connections(PeerLink(address, events=False), BytesReader(address))
+        super()._work(jobs)
+        for own in self._own.by_peer.values():
+            own.link.close()
+            own.reader.close()
+
+    def _upkeep(self) -> None:
+        for follower in self._followers.values():
+            follower.start()
+        self._ending.wait()
+        for follower in self._followers.values():
+            follower.stop()
+        for follower in self._followers.values():
+            follower.join()

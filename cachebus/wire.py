@@ -1,0 +1,14 @@
+"""What every message on the bus is made of."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Role = Literal["prefill", "decode"]
+Tier = Literal["dram", "nvme", "redis", "peer"]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Base of everything on the wire; the tag is the class name."""

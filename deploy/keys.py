@@ -1,0 +1,41 @@
+"""``headstart keys``: who belongs to a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from cachebus import security
+from cachebus.zeromq_peers import new_pair
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs one action. Raises BusError where the folder or the name does not allow it."""
+    folder: Path = options.folder
+    if options.action == "init":
+        security.begin(folder)
+        _say(options, {"folder": str(folder)}, f"{folder} is ready: keep it to yourself. Next: headstart keys add {folder} NAME")
+    elif options.action == "add":
+        own = security.add(folder, options.name, options.role, new_pair)
+        text = f"copy {own} to {options.name} as its security.keys_dir, and the folders of the other members to theirs again:"
+        others = [str(folder / member.name / "allowed") for member in security.members(folder) if member.name != options.name]
+        _say(
+            options,
+            {"member": str(own), "changed": others},
+            "\n  ".join([text, *others]) if others else f"copy {own} to {options.name} as its security.keys_dir",
+        )
+    elif options.action == "revoke":
+        security.revoke(folder, options.name)
+        others = [str(folder / member.name / "allowed") for member in security.members(folder)]
+        _say(options, {"revoked": options.name, "changed": others}, "\n  ".join([f"{options.name} is out once the others have got again:", *others]))
+    else:
+        found = security.members(folder)
+        rows = [{"name": member.name, "role": member.role, "public": member.public.decode()} for member in found]
+        lines = [f"{'name':24} {'role':8} public key", *(f"{row['name']:24} {row['role']:8} {row['public']}" for row in rows)]
+        _say(options, {"members": rows}, "\n".join(lines))
+    return 0
+
+
+def _say(options: argparse.Namespace, found: dict[str, object], text: str) -> None:
+    print(json.dumps(found) if options.json else text)
