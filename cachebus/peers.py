@@ -129,7 +129,7 @@ class Follower(threading.Thread):
         if not self._replica.apply(batch):
             return False
         if self._up and self._replica.position != position:
-            touched = {key for event in batch.events if isinstance(event, Stored | Removed) for key in event.keys}
+            touched = {key for event in batch.events if isinstance(event, Stored | Removed) and event.tier in _OWN for key in event.keys}
             there = {key for key in touched if self._replica.tiers(key) & _OWN}
             self._changed(Held("peer", there, touched - there, peer=self._peer))
         return True

@@ -18,13 +18,10 @@ def run(options: argparse.Namespace) -> int:
         _say(options, {"folder": str(folder)}, f"{folder} is ready: keep it to yourself. Next: headstart keys add {folder} NAME")
     elif options.action == "add":
         own = security.add(folder, options.name, options.role, new_pair)
-        text = f"copy {own} to {options.name} as its security.keys_dir, and the folders of the other members to theirs again:"
+        text = f"copy {own} to {options.name} as its security.keys_dir"
         others = [str(folder / member.name / "allowed") for member in security.members(folder) if member.name != options.name]
-        _say(
-            options,
-            {"member": str(own), "changed": others},
-            "\n  ".join([text, *others]) if others else f"copy {own} to {options.name} as its security.keys_dir",
-        )
+        lines = [f"{text}, and to the other members these:", *others] if others else [text]
+        _say(options, {"member": str(own), "changed": others}, "\n  ".join(lines))
     elif options.action == "revoke":
         security.revoke(folder, options.name)
         others = [str(folder / member.name / "allowed") for member in security.members(folder)]

@@ -35,8 +35,8 @@ class Cable:
 
     def cut(self) -> None:
         """Packets vanish, as they do where a switch dies: nobody is told."""
-        chains = " ".join(f"chain {hook} {{ type filter hook {hook} priority 0; policy drop; }}" for hook in ("input", "output"))
-        run(*self.inside(0, "nft", "-f", "-"), fed=f"table inet cut {{ {chains} }}")
+        chains = "\n".join(f"chain {hook} {{ type filter hook {hook} priority 0; policy drop; }}" for hook in ("input", "output"))
+        run(*self.inside(0, "nft", "-f", "-"), fed=f"table inet cut {{\n{chains}\n}}\n")
 
     def heal(self) -> None:
         run(*self.inside(0, "nft", "delete", "table", "inet", "cut"))

@@ -33,7 +33,6 @@ class Process:
     def __init__(self, cable: Cable, number: int, folder: Path) -> None:
         self.run_dir = folder / f"node{number}"
         self.run_dir.mkdir()
-        self.holder = Holder(self.run_dir)
         self.daemon = self
         other = 1 - number
         keys = {
@@ -50,6 +49,7 @@ class Process:
         self.log = (folder / f"node{number}.log").open("w")
         self.process = subprocess.Popen(command, stderr=self.log, env={**os.environ, "PATH": PATH})
         wait_for(lambda: (self.run_dir / "daemon.lock").exists() and (self.run_dir / "bus.sock").exists(), 30)
+        self.holder = Holder(self.run_dir)
 
     def client(self, holder: Holder | None = None) -> BusClient:
         return BusClient(self.run_dir, "test", holder)
