@@ -37,7 +37,8 @@ class Below:
 
         Raises TierError where the disk can't be used, BusError where a peer has no key.
         """
-        name = key_id(memory.digest_key)
+        # Chunks that are sealed are foreign to a node that does not seal, and the other way round.
+        name = key_id(memory.sealer.key if memory.sealer else memory.digest_key)
         tiers = Tiers(key_id=name, write_behind_bytes_max=int(cache.write_behind_gb_max * 1e9))
         lanes: dict[Tier, Lane] = {}
         if cache.local_disk:

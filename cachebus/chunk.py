@@ -20,7 +20,8 @@ DIGEST_KEY_ID_BYTES = 8
 _MAGIC = b"HSCHUNK1"
 _VERSION = 1
 _SHAPE_BYTES, _DTYPE_BYTES = 64, 16
-_HEADER = struct.Struct(f"<8sI32s16s32s{DIGEST_KEY_ID_BYTES}sQQ{TENANT_BYTES}s{_SHAPE_BYTES}s{_DTYPE_BYTES}sB")
+SEAL_BYTES = 28
+_HEADER = struct.Struct(f"<8sI32s16s32s{DIGEST_KEY_ID_BYTES}sQQ{TENANT_BYTES}s{_SHAPE_BYTES}s{_DTYPE_BYTES}sB{SEAL_BYTES}s")
 _CHECKSUM = struct.Struct("<I")
 assert _HEADER.size + _CHECKSUM.size <= HEADER_BYTES
 
@@ -30,7 +31,7 @@ class ChunkHeader:
     """What a chunk is. ``length`` is bytes of payload, ``written_at`` seconds since 1970, ``digest`` is keyed BLAKE3-256 of the payload.
 
     ``shape`` and ``dtype`` are for people and say what ``layout`` (16 bytes) stands for; ``tenant`` (8 bytes) is derived from the
-    cache_salt, ``key_id`` (8 bytes) from the digest key. ``sealed``: the stored payload is encrypted.
+    cache_salt, ``key_id`` (8 bytes) from the digest key. ``sealed``: the stored payload is encrypted; ``seal`` (28 bytes) opens it with the key.
     """
 
     key: bytes
@@ -43,6 +44,7 @@ class ChunkHeader:
     shape: str = ""
     dtype: str = ""
     sealed: bool = False
+    seal: bytes = bytes(SEAL_BYTES)
 
 
 def key_id(digest_key: bytes) -> bytes:
@@ -65,6 +67,7 @@ def pack_header(header: ChunkHeader) -> bytes:
         header.shape.encode()[:_SHAPE_BYTES],
         header.dtype.encode()[:_DTYPE_BYTES],
         header.sealed,
+        header.seal,
     )
     body = packed.ljust(HEADER_BYTES - _CHECKSUM.size, b"\0")
     return body + _CHECKSUM.pack(crc32(body))
@@ -75,10 +78,10 @@ def unpack_header(packed: bytes) -> ChunkHeader | None:
     body = packed[: HEADER_BYTES - _CHECKSUM.size]
     if len(packed) < HEADER_BYTES or _CHECKSUM.unpack_from(packed, HEADER_BYTES - _CHECKSUM.size) != (crc32(body),):
         return None
-    magic, version, key, layout, digest, digest_key_id, length, written_at, tenant, shape, dtype, sealed = _HEADER.unpack_from(body)
+    magic, version, key, layout, digest, digest_key_id, length, written_at, tenant, shape, dtype, sealed, seal = _HEADER.unpack_from(body)
     if magic != _MAGIC or version != _VERSION:
         return None
-    return ChunkHeader(key, layout, digest, length, digest_key_id, tenant, written_at, _text(shape), _text(dtype), bool(sealed))
+    return ChunkHeader(key, layout, digest, length, digest_key_id, tenant, written_at, _text(shape), _text(dtype), bool(sealed), seal)
 
 
 def _text(padded: bytes) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cachebus import census, holder, zeromq
 from cachebus.below import Below
+from cachebus.chunk import key_id
 from cachebus.codec import decode_request, encode_events, encode_reply
 from cachebus.directory import Directory
 from cachebus.effects import Answer, Effect, Publish, Start, WipeRecord, WriteRecord
@@ -61,6 +62,7 @@ from cachebus.messages_peers import Lend, Missed
 from cachebus.metrics import BusMetrics
 from cachebus.node import Node
 from cachebus.region import Region
+from cachebus.sealing import Sealer
 from cachebus.settings import CacheSettings, SecuritySettings
 from cachebus.wire import Tier
 
@@ -101,7 +103,9 @@ class Daemon:
         self._server = zeromq.Server(address(run_dir, zeromq.REQUESTS), address(run_dir, zeromq.EVENTS), sockets)
         self._journal = Journal()
         try:
-            self._below = Below.open(cache, security, Memory(region.data, digest_key), self._server.wake)
+            self._below = Below.open(
+                cache, security, Memory(region.data, digest_key, Sealer(digest_key) if security.encrypt_at_rest else None), self._server.wake
+            )
         except HeadstartError:
             self._server.close()
             raise
@@ -284,7 +288,7 @@ class Daemon:
 
     def _ping(self, client: bytes, ticket: int, request: Ping) -> list[Effect]:
         attached = request.holder in self._holders and self._directory.is_attached(request.holder)
-        return [Answer(client, ticket, Pong(self._epoch, attached, self._below.tiers.key_id))]
+        return [Answer(client, ticket, Pong(self._epoch, attached, key_id(self._digest_key)))]
 
     def _snapshot(self, client: bytes, ticket: int, request: Snapshot) -> list[Effect]:
         missed = self._journal.since(request.seq) if request.epoch == self._epoch else None

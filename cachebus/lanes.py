@@ -22,6 +22,7 @@ from cachebus.chunk import ChunkHeader
 from cachebus.effects import Held, Job, Outcome, Probe, Read, Wipe, Write
 from cachebus.errors import TierError
 from cachebus.extents import aligned
+from cachebus.sealing import Sealer
 from cachebus.table import Record
 from cachebus.wire import Tier
 
@@ -67,8 +68,8 @@ class RemoteStore(Protocol):
     def probe(self, keys: Sequence[bytes]) -> list[ChunkHeader | None]:
         """The headers under these keys."""
 
-    def get(self, header: ChunkHeader, into: memoryview) -> bool:
-        """Reads a chunk's payload; False where it is not there as the header says."""
+    def get(self, header: ChunkHeader, into: memoryview) -> ChunkHeader | None:
+        """Reads a chunk's payload and returns the header before it; None where it is not there as the header says."""
 
     def put(self, header: ChunkHeader, payload: memoryview) -> bool:
         """Stores a chunk; False where the tier refuses it."""
@@ -91,10 +92,11 @@ class RemoteStore(Protocol):
 
 @dataclass(frozen=True)
 class Memory:
-    """The region's bytes and the key of its digests."""
+    """The region's bytes, the key of its digests and, where tiers below it are encrypted, what does that."""
 
     data: memoryview
     digest_key: bytes
+    sealer: Sealer | None = None
 
     def extent(self, offset: int, length: int) -> memoryview:
         """The bytes of an extent; the page that it ends in is its own, so ``length`` may be rounded up to pages."""
@@ -232,12 +234,21 @@ class DiskLane(Lane):
             self._disk.close()
 
     def _do(self, job: Job) -> Outcome:
+        length = job.header.length if isinstance(job, Read | Write) else 0
         if isinstance(job, Read):
-            into = self._memory.extent(job.into, aligned(job.header.length))
-            return self._checked(job, self._disk.read(job.place, job.header.length, into))
+            into = self._memory.extent(job.into, aligned(length))
+            sealer = self._memory.sealer
+            found = self._disk.read(job.place, length, sealer.buffer(length) if sealer else into)
+            if sealer and found and not sealer.open(found, sealer.buffer(length)[:length], into):
+                found = None
+            return self._checked(job, found)
         if isinstance(job, Write):
             assert job.record is not None
-            self._disk.write(job.slot, job.record, job.header, self._memory.extent(job.source, aligned(job.header.length)))
+            header, payload = job.header, self._memory.extent(job.source, aligned(length))
+            if self._memory.sealer:
+                header, _ = self._memory.sealer.seal(header, payload[:length])
+                payload = self._memory.sealer.buffer(length)
+            self._disk.write(job.slot, job.record, header, payload)
         elif isinstance(job, Wipe):
             self._wipe(job.slots)
         return Outcome(True)
@@ -282,12 +293,17 @@ class RemoteLane(Lane):
         return {self.tier: self._round_trip}
 
     def _do(self, job: Job) -> Outcome:
+        sealer = self._memory.sealer
         if isinstance(job, Read):
-            if not self._remote.get(job.header, self._memory.extent(job.into, job.header.length)):
+            into = self._memory.extent(job.into, job.header.length)
+            found = self._remote.get(job.header, sealer.buffer(len(into))[: len(into)] if sealer else into)
+            if found is None:
                 return Outcome(False)
-            return self._checked(job, job.header)
+            opened = not sealer or sealer.open(found, sealer.buffer(len(into))[: len(into)], into)
+            return self._checked(job, found if opened else None)
         if isinstance(job, Write):
-            stored = self._remote.put(job.header, self._memory.extent(job.source, job.header.length))
+            header, payload = job.header, self._memory.extent(job.source, job.header.length)
+            stored = self._remote.put(*sealer.seal(header, payload)) if sealer else self._remote.put(header, payload)
             if stored:
                 self._written.add(job.header.key)
             return Outcome(stored)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cachebus.chunk import ChunkHeader
+from cachebus.chunk import key_id as digest_key_id
 from cachebus.codec import decode_events, decode_reply, encode_request
 from cachebus.effects import Held, Job, Loan, Outcome, Probe, Read
 from cachebus.errors import BusError, BusUnavailable, ProtocolError
@@ -159,7 +160,7 @@ class _Own(threading.local):
 
 
 class PeerLane(Lane):
-    """Other nodes as a tier that is only read."""
+    """Other nodes as a tier that is only read. ``key_id`` is what this node's own tiers call their key."""
 
     tier: Tier = "peer"
 
@@ -168,7 +169,8 @@ class PeerLane(Lane):
     ) -> None:
         self._addresses, self._key_id, self._timeout_ms = addresses, key_id, timeout_ms
         self._own = _Own()
-        self._followers = {name: Follower(name, address, key_id, self._changed) for name, address in addresses.items()}
+        digests = digest_key_id(memory.digest_key)
+        self._followers = {name: Follower(name, address, digests, self._changed) for name, address in addresses.items()}
         super().__init__(memory, streams, 0, wake)
 
     @property

@@ -93,8 +93,8 @@ class Remote:
                     found.append(header if header is not None and self._name(header.key) == name else None)
         return found
 
-    def get(self, header: ChunkHeader, into: memoryview) -> bool:
-        """Reads the payload into ``into`` (``header.length`` bytes); False where it is not there as the header says.
+    def get(self, header: ChunkHeader, into: memoryview) -> ChunkHeader | None:
+        """Reads the payload into ``into`` (``header.length`` bytes); the header found with it, None where they are not there as ``header`` says.
 
         ``into`` is not written any more when this returns.
         """
@@ -108,7 +108,8 @@ class Remote:
                 whole &= line.receive_value(part) == len(part)
         found = unpack_header(bytes(scratch)) if whole else None
         self.counts["read_bytes"] += len(into)
-        return found is not None and (found.key, found.digest, found.length) == (header.key, header.digest, header.length)
+        same = found is not None and (found.key, found.digest, found.length) == (header.key, header.digest, header.length)
+        return found if same else None
 
     def put(self, header: ChunkHeader, payload: memoryview) -> bool:
         """Stores a chunk; False where the server refuses it, as it does when it is full: then nothing is written for a while."""

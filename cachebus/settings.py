@@ -185,8 +185,15 @@ class SecuritySettings(Section, frozen=True):
     """File of 32 bytes that key the digests; empty: keys_dir's, or made by the cachebus in local_disk or run_dir. Nodes that share chunks share it"""
     keys_dir: str = ""
     """This node's folder of keys, made by `headstart keys`: with it the bus speaks to other nodes encrypted, and only to those that it knows"""
+    encrypt_at_rest: bool = False
+    """Encrypt chunks on disk and in the shared tier (AES-GCM); needs digest_key_file or keys_dir, kept elsewhere than local_disk"""
     encrypt_peer_bytes: bool = True
     """Encrypt chunks' bytes between nodes, too, at 0.9 GB/s a stream; false: they travel as they are, checked by their keyed digest all the same"""
+
+    def problems(self) -> list[Problem]:
+        if self.encrypt_at_rest and not self.digest_key_file and not self.keys_dir:
+            return [("encrypt_at_rest", "its key comes from the digest key, which would lie beside the chunks: give digest_key_file or keys_dir")]
+        return []
 
 
 class WorkerSettings(Section, frozen=True):

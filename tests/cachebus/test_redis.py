@@ -17,6 +17,8 @@ from cachebus.chunk import HEADER_BYTES, ChunkHeader, key_id
 from cachebus.redis import PART_BYTES, Remote, RemoteSettings, RemoteUnavailable, redacted
 
 TIMEOUT_MS = 40
+PATIENT_MS = 2000
+"""For tests of what comes back, not of when: a busy machine may be silent for longer than 40 ms."""
 
 
 @pytest.fixture
@@ -26,8 +28,8 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
     server.stop()
 
 
-def remote(url: str, digest_key: bytes = DIGEST_KEY, ttl: int = 60) -> Remote:
-    made = Remote(RemoteSettings(url, key_id(digest_key), ttl, TIMEOUT_MS))
+def remote(url: str, digest_key: bytes = DIGEST_KEY, ttl: int = 60, timeout_ms: int = PATIENT_MS) -> Remote:
+    made = Remote(RemoteSettings(url, key_id(digest_key), ttl, timeout_ms))
     made.tick()
     return made
 
@@ -114,14 +116,14 @@ def test_nothing_that_was_changed_on_the_server_is_accepted(server: RedisServer)
     for _ in range(10_000):
         place, bit = dice.randrange(len(payload)), 1 << dice.randrange(8)
         server.client.setrange(part, place, bytes([payload[place] ^ bit]))
-        came += tier.get(header, memoryview(into))
+        came += tier.get(header, memoryview(into)) is not None
         assert not good(header, into)
         server.client.setrange(part, place, payload[place : place + 1])
     assert came == 10_000, "the control: without the digest all of them would have been served"
 
 
 def test_a_paused_server_is_given_up_at_once_and_found_again(server: RedisServer) -> None:
-    tier = remote(server.url)
+    tier = remote(server.url, timeout_ms=TIMEOUT_MS)
     header, payload = chunk(1, 100_000)
     assert tier.put(header, payload)
     server.pause()
@@ -174,7 +176,7 @@ def test_a_full_server_refuses_and_goes_on_being_read(server: RedisServer) -> No
 
 
 def test_late_bytes_of_a_timed_out_answer_land_nowhere(server: RedisServer) -> None:
-    tier = remote(server.url)
+    tier = remote(server.url, timeout_ms=TIMEOUT_MS)
     header, payload = chunk(1, 8 << 20)
     other, other_payload = chunk(2, 8 << 20)
     assert tier.put(header, payload)
@@ -192,7 +194,7 @@ def test_late_bytes_of_a_timed_out_answer_land_nowhere(server: RedisServer) -> N
 
 
 def test_nobody_there_is_known_in_time() -> None:
-    tier = remote("redis://127.0.0.1:9/0")
+    tier = remote("redis://127.0.0.1:9/0", timeout_ms=TIMEOUT_MS)
     assert not tier.available
     with pytest.raises(RemoteUnavailable):
         tier.probe([os.urandom(32)])
