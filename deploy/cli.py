@@ -89,6 +89,10 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
         from deploy.demo import run
 
         return run.run(settings, json_output=options.json)
+    if options.bench == "hits":
+        from deploy.bench import hits
+
+        return hits.run(settings, options)
     from deploy.bench import prefix
 
     return prefix.run(settings, options)
@@ -147,6 +151,13 @@ def _parser() -> argparse.ArgumentParser:
     prefix.add_argument("--systems", default="vllm,headstart,lmcache", help="what to measure (default: %(default)s)")
     prefix.add_argument("--lmcache-python", type=Path, metavar="PATH", help="a Python that has vLLM and LMCache (default: this one)")
     prefix.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
+    hits = benches.add_parser("hits", parents=[common, model, as_json], help="the same inside the engine, without HTTP, text and routing")
+    hits.add_argument("--lengths", default="2048,8192,32768,131072", help="prompt lengths in tokens (default: %(default)s)")
+    hits.add_argument("--runs", type=int, default=3, help="measurements of each figure (default: %(default)s)")
+    hits.add_argument("--systems", default="vllm,headstart,vllm-offloading,lmcache-server", help="what to measure (default: %(default)s)")
+    hits.add_argument("--load-format", default="auto", help="vLLM's; dummy: weights that it makes up (default: %(default)s)")
+    hits.add_argument("--logs", type=Path, metavar="DIR", help="keep the engines' output there")
+    hits.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
     return parser
 
 

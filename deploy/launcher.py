@@ -32,6 +32,8 @@ log = logging.getLogger("headstart.up")
 
 BUS, ROUTER = "cachebus", "router"
 END_SECONDS_MAX = 20
+BUS_START_SECONDS_MAX = 120
+"""A large region takes half a second a gigabyte to be faulted in."""
 RESTARTS_MAX = 5
 _POLL_SECONDS = 0.2
 _TAIL_LINES = 12
@@ -54,12 +56,8 @@ class Cluster:
     def start(self, progress: Progress) -> None:
         """Starts everything and returns when it serves. Raises HeadstartError, with everything stopped again, where a role fails."""
         check_free("router.port", self.settings.router.host, self.settings.router.port)
-        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = self.run_dir / "cluster.yaml"
-        self._file.write_text(as_yaml(self.settings))
         try:
-            self.launch(BUS)
-            self._await(BUS, progress, lambda: _registered(self.run_dir) is not None, 30)
+            self.start_bus(progress)
             for worker in self.workers:
                 self.launch(worker)
             self.launch(ROUTER)
@@ -68,6 +66,14 @@ class Cluster:
         except BaseException:
             self.stop()
             raise
+
+    def start_bus(self, progress: Progress) -> None:
+        """Starts the cachebus alone. Raises HeadstartError where it fails."""
+        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = self.run_dir / "cluster.yaml"
+        self._file.write_text(as_yaml(self.settings))
+        self.launch(BUS)
+        self._await(BUS, progress, lambda: _registered(self.run_dir) is not None, BUS_START_SECONDS_MAX)
 
     def launch(self, name: str, *arguments: str) -> None:
         """Starts one role (again), with more ``arguments``."""

@@ -7,6 +7,7 @@ set). An extent holds its blocks layer by layer: ``[layer][block][page bytes]``,
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,9 @@ import torch
 from blake3 import blake3
 
 from cachebus.errors import UnsupportedModel
+
+LOAD_THREADS_MAX = 4
+"""Threads that share one pull on a processor; two reach twice the speed of one, and more than four would take memory bandwidth from the engine."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +48,36 @@ def layer_memory(name: str, tensor: torch.Tensor, num_blocks: int) -> LayerMemor
     return LayerMemory(tensor.data_ptr(), rows * tensor.stride(0) * item, rows * dense * item, tensor)
 
 
-class Blocks(Protocol):
-    """Copies between an engine's blocks and an extent; ``extent`` is the extent's bytes, -1 among ``blocks`` leaves one out.
+@dataclass(frozen=True)
+class Entry:
+    """A chunk's or a tail's blocks in the engine, and its bytes in the region. -1 among ``blocks`` leaves one out."""
 
-    Each copy returns the keyed BLAKE3 of the engine's bytes in the extent's order, b"" where ``key`` is None: of what was copied out, or
-    of what arrived. Any thread may copy.
+    blocks: Sequence[int]
+    extent: memoryview
+
+
+class Blocks(Protocol):
+    """Copies between an engine's blocks and extents of the region.
+
+    Each copy returns, for each entry, the keyed BLAKE3 of the engine's bytes in the extent's order, b"" where ``key`` is None: of what was
+    copied out, or of what arrived. Any thread may copy. ``load_bytes`` and ``save_bytes``: how much is best copied by one call;
+    ``load_threads``: how many threads load fastest.
     """
 
     page_bytes: int
     block_bytes: int
+    load_bytes: int
+    save_bytes: int
+    load_threads: int
 
     def computed(self) -> Computed:
         """Marks the end of what the calling thread has had computed so far."""
 
-    def save(self, blocks: Sequence[int], extent: memoryview, key: bytes | None) -> bytes:
-        """Copies blocks into the extent; returns when the bytes are there."""
+    def save(self, entries: Sequence[Entry], key: bytes | None) -> list[bytes]:
+        """Copies blocks into their extents; returns when the bytes are there."""
 
-    def load(self, blocks: Sequence[int], extent: memoryview, key: bytes | None) -> bytes:
-        """Copies the extent into blocks; returns when the bytes are there. A block left out is digested as it is in the extent."""
+    def load(self, entries: Sequence[Entry], key: bytes | None) -> list[bytes]:
+        """Copies extents into their blocks; returns when the bytes are there. A block left out is digested as it is in the extent."""
 
 
 class Computed(Protocol):
@@ -76,15 +92,21 @@ class _AlreadyComputed:
         """A processor's computation has ended when its call returns."""
 
 
-def open_blocks(kv_caches: Mapping[str, torch.Tensor], num_blocks: int) -> Blocks:
-    """The engine's blocks, by layer in the engine's order."""
+def open_blocks(kv_caches: Mapping[str, torch.Tensor], num_blocks: int, region: memoryview) -> Blocks:
+    """The engine's blocks, by layer in the engine's order; every extent that they are copied to or from lies in ``region``.
+
+    Raises UnsupportedModel where the layers' blocks can't be copied alike, RegionError where the device can't reach the region.
+    """
     layers = [layer_memory(name, tensor, num_blocks) for name, tensor in kv_caches.items()]
     pages = {layer.page_bytes for layer in layers}
     if len(pages) != 1:
         raise UnsupportedModel(f"layers with blocks of different sizes ({sorted(pages)} bytes) are not supported yet")
     if layers[0].tensor.device.type == "cpu":
         return _HostBlocks(layers, num_blocks)
-    return _DeviceBlocks(layers, num_blocks)
+    # What only a GPU needs can't be imported where there is none.
+    from cachebus.engine.device_blocks import DeviceBlocks
+
+    return DeviceBlocks(layers, region)
 
 
 class _HostBlocks:
@@ -95,24 +117,33 @@ class _HostBlocks:
         self._bytes = [_memory(layer.address, (num_blocks - 1) * layer.stride_bytes + layer.page_bytes) for layer in layers]
         self.page_bytes = layers[0].page_bytes
         self.block_bytes = self.page_bytes * len(layers)
+        # An entry a call, so that threads share a pull; a step's saves are one call, since one thread makes them.
+        self.load_bytes, self.save_bytes = 0, 1 << 62
+        self.load_threads = min(LOAD_THREADS_MAX, len(os.sched_getaffinity(0)))
 
     def computed(self) -> Computed:
         return _AlreadyComputed()
 
-    def save(self, blocks: Sequence[int], extent: memoryview, key: bytes | None) -> bytes:
-        hasher, base, page = _hasher(key), _address(extent), self.page_bytes
-        for layer, memory, block, place in self._pages(blocks):
+    def save(self, entries: Sequence[Entry], key: bytes | None) -> list[bytes]:
+        return [self._save(entry, key) for entry in entries]
+
+    def load(self, entries: Sequence[Entry], key: bytes | None) -> list[bytes]:
+        return [self._load(entry, key) for entry in entries]
+
+    def _save(self, entry: Entry, key: bytes | None) -> bytes:
+        hasher, base, page = _hasher(key), address_of(entry.extent), self.page_bytes
+        for layer, memory, block, place in self._pages(entry.blocks):
             start = block * layer.stride_bytes
             ctypes.memmove(base + place, layer.address + start, page)
             # Page by page: the copy has just brought it into the processor's cache.
             hasher.update(memory[start : start + page])
         return hasher.digest()
 
-    def load(self, blocks: Sequence[int], extent: memoryview, key: bytes | None) -> bytes:
-        hasher, base, page = _hasher(key), _address(extent), self.page_bytes
-        for layer, memory, block, place in self._pages(blocks):
+    def _load(self, entry: Entry, key: bytes | None) -> bytes:
+        hasher, base, page = _hasher(key), address_of(entry.extent), self.page_bytes
+        for layer, memory, block, place in self._pages(entry.blocks):
             if block < 0:
-                hasher.update(extent[place : place + page])
+                hasher.update(entry.extent[place : place + page])
                 continue
             start = block * layer.stride_bytes
             ctypes.memmove(layer.address + start, base + place, page)
@@ -128,54 +159,6 @@ class _HostBlocks:
                 place += self.page_bytes
 
 
-class _DeviceBlocks:
-    """Blocks in a device's memory, copied on a stream of its own; every call returns when its copies are done."""
-
-    def __init__(self, layers: Sequence[LayerMemory], num_blocks: int) -> None:
-        self._views = [_byte_view(layer, num_blocks) for layer in layers]
-        self._device = layers[0].tensor.device
-        self._stream = torch.cuda.Stream(self._device)
-        self.page_bytes = layers[0].page_bytes
-        self.block_bytes = self.page_bytes * len(layers)
-
-    def computed(self) -> Computed:
-        event: Computed = torch.cuda.current_stream(self._device).record_event()
-        return event
-
-    def save(self, blocks: Sequence[int], extent: memoryview, key: bytes | None) -> bytes:
-        host = torch.frombuffer(extent, dtype=torch.int8)
-        with torch.cuda.stream(self._stream):
-            host.copy_(self._gather(blocks), non_blocking=True)
-        self._stream.synchronize()
-        return self._digest(blocks, extent, key)
-
-    def load(self, blocks: Sequence[int], extent: memoryview, key: bytes | None) -> bytes:
-        host = torch.frombuffer(extent, dtype=torch.int8).view(len(self._views), len(blocks), self.page_bytes)
-        wanted = [place for place, block in enumerate(blocks) if block >= 0]
-        with torch.cuda.stream(self._stream):
-            targets = torch.tensor([blocks[place] for place in wanted], device=self._device)
-            for view, pages in zip(self._views, host, strict=True):
-                view.index_copy_(0, targets, pages[wanted].to(self._device, non_blocking=True))
-        self._stream.synchronize()
-        return self._digest(blocks, extent, key)
-
-    def _digest(self, blocks: Sequence[int], extent: memoryview, key: bytes | None) -> bytes:
-        if key is None:
-            return b""
-        host = torch.frombuffer(extent, dtype=torch.int8).view(len(self._views), len(blocks), self.page_bytes)
-        with torch.cuda.stream(self._stream):
-            found = self._gather([max(block, 0) for block in blocks]).view_as(host).cpu()
-        self._stream.synchronize()
-        for place, block in enumerate(blocks):
-            if block < 0:
-                found[:, place] = host[:, place]
-        return blake3(found.numpy().data, key=key).digest()
-
-    def _gather(self, blocks: Sequence[int]) -> torch.Tensor:
-        index = torch.tensor(blocks, device=self._device)
-        return torch.cat([view.index_select(0, index) for view in self._views]).view(-1)
-
-
 class _NoHasher:
     def update(self, _data: memoryview) -> None:
         """Where nothing is checked, nothing is digested."""
@@ -188,15 +171,10 @@ def _hasher(key: bytes | None) -> blake3 | _NoHasher:
     return _NoHasher() if key is None else blake3(key=key)
 
 
-def _byte_view(layer: LayerMemory, num_blocks: int) -> torch.Tensor:
-    offset = layer.tensor.storage_offset() * layer.tensor.element_size()
-    raw = torch.empty(0, dtype=torch.int8, device=layer.tensor.device)
-    return raw.set_(layer.tensor.untyped_storage(), offset, (num_blocks, layer.page_bytes), (layer.stride_bytes, 1))
-
-
 def _memory(address: int, length: int) -> memoryview:
     return memoryview((ctypes.c_char * length).from_address(address)).cast("B")
 
 
-def _address(memory: memoryview) -> int:
+def address_of(memory: memoryview) -> int:
+    """Where writable memory lies."""
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))

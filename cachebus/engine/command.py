@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from cachebus.errors import HeadstartError
 from cachebus.settings import ENVIRONMENT_PREFIX, CacheSettings, ModelSettings, SecuritySettings, WorkerSettings
@@ -49,7 +50,14 @@ def takes_prompt_token_ids(version: tuple[int, ...]) -> bool:
 
 def engine_command(spec: WorkerSpec, port: int, version: tuple[int, ...]) -> list[str]:
     """The argument vector of a worker's engine on ``port``."""
-    connector = {
+    # The router renders prompts with the engine's own renderer: 0.25 always offers it, later versions when asked.
+    flags = ["--enable-scale-out"] if takes_prompt_token_ids(version) else []
+    return [*plain_command(spec.model, spec.pool, port), "--kv-transfer-config", json.dumps(transfer_config(spec)), *flags]
+
+
+def transfer_config(spec: WorkerSpec) -> dict[str, Any]:
+    """What switches the connector on in an engine: vLLM's ``kv_transfer_config``."""
+    return {
         "kv_connector": "HeadstartConnector",
         "kv_connector_module_path": "cachebus.engine.connector",
         "kv_role": "kv_both",
@@ -69,9 +77,6 @@ def engine_command(spec: WorkerSpec, port: int, version: tuple[int, ...]) -> lis
             }
         },
     }
-    # The router renders prompts with the engine's own renderer: 0.25 always offers it, later versions when asked.
-    flags = ["--enable-scale-out"] if takes_prompt_token_ids(version) else []
-    return [*plain_command(spec.model, spec.pool, port), "--kv-transfer-config", json.dumps(connector), *flags]
 
 
 def plain_command(model: ModelSettings, pool: WorkerSettings, port: int, python: str = sys.executable) -> list[str]:

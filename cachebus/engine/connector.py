@@ -196,7 +196,7 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
         settings = self._settings
         self._layout = layout_parts(kv_caches, self._spec, self._block_size)
         region = Region.map(Path(self._welcome.region_path))
-        self._blocks = open_blocks(kv_caches, self._num_blocks)
+        self._blocks = open_blocks(kv_caches, self._num_blocks, region.data)
         mover = Mover(
             self._run_dir,
             self._holder,
@@ -227,9 +227,10 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Called before the forward pass in 0.25.1 and after it in 0.32.0: it only queues."""
-        if self._mover is not None:
-            for load in self._plan().loads:
-                self._mover.submit(load)
+        if self._mover is not None and (loads := self._plan().loads):
+            computed = self._blocks.computed()
+            for load in loads:
+                self._mover.submit(load, computed)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Loads are asynchronous: a request is scheduled when its load has ended."""

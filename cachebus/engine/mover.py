@@ -7,18 +7,18 @@ says that it is there, so a prefix is pulled while its end is still being read f
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cachebus.client import BusClient
-from cachebus.engine.blocks import Blocks
+from cachebus.engine.blocks import Blocks, Computed, Entry
 from cachebus.engine.publisher import CONNECT_MS_MAX
-from cachebus.engine.transfer import Load, LoadPiece
+from cachebus.engine.transfer import Load, LoadPiece, in_batches
 from cachebus.holder import Holder
 from cachebus.messages import Quarantine, Release
 from cachebus.region import Region
@@ -28,9 +28,6 @@ log = logging.getLogger("headstart.connector")
 
 IDLE_WAIT_SECONDS = 0.005
 """How long an engine with nothing to compute waits for a load to end, instead of asking again a step later."""
-
-COPY_THREADS_MAX = 4
-"""Threads that share one pull; two reach twice the speed of one, and more than four would take memory bandwidth from the engine."""
 
 LOOK_SECONDS = 0.0005
 """How often records are looked at while chunks are on their way up."""
@@ -42,10 +39,11 @@ TORN_READS_MAX = 3
 @dataclass
 class _Pull:
     load: Load
+    computed: Computed
     started: float
     deadline: float
     coming: list[LoadPiece]
-    copies: list[tuple[LoadPiece, Future[bool]]] = field(default_factory=list)
+    copies: list[tuple[list[LoadPiece], Future[list[bool]]]] = field(default_factory=list)
     lost: list[LoadPiece] = field(default_factory=list)
     unreadable: int = 0
 
@@ -60,7 +58,7 @@ class Mover(threading.Thread):
         super().__init__(name="headstart-mover", daemon=True)
         self._blocks, self._region = blocks, region
         self._wait_seconds = wait_ms_max / 1000
-        self._loads: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
+        self._loads: queue.SimpleQueue[tuple[Load, Computed] | None] = queue.SimpleQueue()
         self._open: list[_Pull] = []
         self._changed = threading.Condition()
         self._reading: dict[int, list[int]] = {}
@@ -71,13 +69,16 @@ class Mover(threading.Thread):
         self._client = BusClient(run_dir, f"{worker} mover", holder)
         digest_key = self._client.connect(CONNECT_MS_MAX).digest_key
         self._key = digest_key if verify else None
-        self._copiers = ThreadPoolExecutor(min(COPY_THREADS_MAX, len(os.sched_getaffinity(0))), "headstart-copier")
+        self._copiers = ThreadPoolExecutor(blocks.load_threads, "headstart-copier")
 
-    def submit(self, load: Load) -> None:
-        """Queues a load; every load that was queued is reported finished once."""
+    def submit(self, load: Load, computed: Computed) -> None:
+        """Queues a load; every load that was queued is reported finished once. Nothing is copied before ``computed``.
+
+        The blocks were another request's: a step that still runs on a device may be writing them.
+        """
         with self._changed:
             self._reading[load.lease] = [piece.offset for piece in load.pieces]
-        self._loads.put(load)
+        self._loads.put((load, computed))
 
     def take_finished(self, wait_seconds: float) -> tuple[set[str], set[int]]:
         """Requests whose loads ended, and the blocks among them whose bytes are not good.
@@ -105,13 +106,13 @@ class Mover(threading.Thread):
         ending = False
         while self._open or not ending:
             try:
-                load = self._loads.get(timeout=LOOK_SECONDS) if self._open else self._loads.get()
+                given = self._loads.get(timeout=LOOK_SECONDS) if self._open else self._loads.get()
             except queue.Empty:
                 pass
             else:
-                ending = ending or load is None
-                if load is not None:
-                    self._begin(load)
+                ending = ending or given is None
+                if given is not None:
+                    self._begin(*given)
             for pull in list(self._open):
                 self._look(pull)
                 if not pull.coming:
@@ -121,19 +122,19 @@ class Mover(threading.Thread):
         self._copiers.shutdown()
         self._client.close()
 
-    def _begin(self, load: Load) -> None:
+    def _begin(self, load: Load, computed: Computed) -> None:
         now = time.perf_counter()
-        pull = _Pull(load, now, now + self._wait_seconds, [piece for piece in load.pieces if not piece.ready])
-        for piece in load.pieces:
-            if piece.ready:
-                self._copy(pull, piece)
+        pull = _Pull(load, computed, now, now + self._wait_seconds, [piece for piece in load.pieces if not piece.ready])
+        self._copy(pull, [piece for piece in load.pieces if piece.ready])
         self._open.append(pull)
 
-    def _copy(self, pull: _Pull, piece: LoadPiece) -> None:
-        pull.copies.append((piece, self._copiers.submit(self._pull, piece)))
+    def _copy(self, pull: _Pull, pieces: list[LoadPiece]) -> None:
+        for batch in in_batches(pieces, self._blocks.load_bytes, lambda piece: piece.length):
+            pull.copies.append((batch, self._copiers.submit(self._pull, batch, pull.computed)))
 
     def _look(self, pull: _Pull) -> None:
         """Has copied what came up since the last look, in order. Where a piece is lost, so is what comes after it: it is computed, too."""
+        came: list[LoadPiece] = []
         while pull.coming:
             piece = pull.coming[0]
             record = self._region.table.record(piece.slot)
@@ -144,17 +145,19 @@ class Mover(threading.Thread):
                 pull.unreadable = 0
                 gone = record.state == State.DOOMED
                 if record.state == State.COMMITTED:
-                    self._copy(pull, pull.coming.pop(0))
+                    came.append(pull.coming.pop(0))
                     pull.deadline = time.perf_counter() + self._wait_seconds
                     continue
             if gone or time.perf_counter() >= pull.deadline:
                 pull.lost, pull.coming = pull.coming, []
-            return
+            break
+        self._copy(pull, came)
 
     def _end(self, pull: _Pull) -> None:
-        bad = [piece for piece, copy in pull.copies if not copy.result()]
-        self.counts["pulled_bytes"] += sum(piece.length for piece, _ in pull.copies)
-        self.counts["pulled_chunks"] += len(pull.copies)
+        copied = [outcome for batch, copies in pull.copies for outcome in zip(batch, copies.result(), strict=True)]
+        bad = [piece for piece, good in copied if not good]
+        self.counts["pulled_bytes"] += sum(piece.length for piece, _ in copied)
+        self.counts["pulled_chunks"] += len(copied)
         self.counts["pull_seconds"] += time.perf_counter() - pull.started
         self.counts["late_chunks"] += len(pull.lost)
         for piece in bad:
@@ -168,6 +171,8 @@ class Mover(threading.Thread):
             self._invalid.update(block for piece in [*bad, *pull.lost] for block in piece.blocks if block >= 0)
             self._changed.notify()
 
-    def _pull(self, piece: LoadPiece) -> bool:
-        extent = self._region.data[piece.offset : piece.offset + piece.length]
-        return self._blocks.load(piece.blocks, extent, self._key) == (piece.digest if self._key else b"")
+    def _pull(self, pieces: Sequence[LoadPiece], computed: Computed) -> list[bool]:
+        computed.synchronize()
+        data = self._region.data
+        digests = self._blocks.load([Entry(piece.blocks, data[piece.offset : piece.offset + piece.length]) for piece in pieces], self._key)
+        return [not self._key or digest == piece.digest for piece, digest in zip(pieces, digests, strict=True)]

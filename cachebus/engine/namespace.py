@@ -29,7 +29,7 @@ def namespace_parts(config: VllmConfig) -> dict[str, str]:
 
     model = config.model_config
     return {
-        "weights": weights_identity(model.model, model.revision or ""),
+        "weights": weights_identity(model.model, model.revision or "", dummy=config.load_config.load_format == "dummy"),
         "model dtype": str(model.dtype),
         "KV dtype": config.cache_config.cache_dtype,
         "quantization": str(model.quantization),

@@ -21,13 +21,17 @@ def die_with_parent() -> None:
 
 
 def start(
-    command: Sequence[str], environment: Mapping[str, str], stdout: IO[bytes] | int | None, stderr: IO[bytes] | int | None
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    stdout: IO[bytes] | int | None,
+    stderr: IO[bytes] | int | None,
+    stdin: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     """Starts a command in a session of its own that ends with this process. Call it from the main thread."""
     return subprocess.Popen(
         command,
         env=dict(environment),
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=stdout,
         stderr=stderr,
         start_new_session=True,

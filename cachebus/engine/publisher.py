@@ -14,8 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from cachebus.client import BusClient
-from cachebus.engine.blocks import Blocks, Computed
-from cachebus.engine.transfer import Save, StepPlan
+from cachebus.engine.blocks import Blocks, Computed, Entry
+from cachebus.engine.transfer import Save, StepPlan, in_batches
 from cachebus.errors import BusError
 from cachebus.holder import Holder
 from cachebus.messages import Abandon, Commit, NewEntry, Reserve, Reserved, Slot, WrittenEntry
@@ -81,7 +81,7 @@ class Publisher:
         if time.monotonic() < self._silent_until:
             self._ticket = 0
             return
-        entries = [NewEntry(save.key, len(save.blocks) * self._blocks.block_bytes, save.tail, save.tenant) for save in saves]
+        entries = [NewEntry(save.key, self._length(save), save.tail, save.tenant) for save in saves]
         self._ticket = self._client.submit(Reserve(self._holder.id, self._layout, entries))
 
     def _publish(self, saves: Mapping[bytes, Save], computed: Computed) -> None:
@@ -94,18 +94,21 @@ class Publisher:
         if not self._ticket:
             self.counts["unpublished_chunks"] += len(saves)
         computed.synchronize()
-        written = [self._write(saves[slot.key], slot) for slot in slots]
-        if written:
-            self._client.submit(Commit(self._holder.id, written))
+        for batch in in_batches(slots, self._blocks.save_bytes, lambda slot: self._length(saves[slot.key])):
+            self._client.submit(Commit(self._holder.id, self._write(saves, batch)))
         self.writing = []
         self.counts["publish_seconds"] += time.perf_counter() - started
 
-    def _write(self, save: Save, slot: Slot) -> WrittenEntry:
-        length = len(save.blocks) * self._blocks.block_bytes
-        digest = self._blocks.save(save.blocks, self._region.data[slot.offset : slot.offset + length], self._key)
-        self.counts["published_bytes"] += length
-        self.counts["published_chunks"] += 1
-        return WrittenEntry(slot.slot, slot.generation, digest)
+    def _write(self, saves: Mapping[bytes, Save], slots: Sequence[Slot]) -> list[WrittenEntry]:
+        lengths = [self._length(saves[slot.key]) for slot in slots]
+        extents = [self._region.data[slot.offset : slot.offset + length] for slot, length in zip(slots, lengths, strict=True)]
+        digests = self._blocks.save([Entry(saves[slot.key].blocks, extent) for slot, extent in zip(slots, extents, strict=True)], self._key)
+        self.counts["published_bytes"] += sum(lengths)
+        self.counts["published_chunks"] += len(slots)
+        return [WrittenEntry(slot.slot, slot.generation, digest) for slot, digest in zip(slots, digests, strict=True)]
+
+    def _length(self, save: Save) -> int:
+        return len(save.blocks) * self._blocks.block_bytes
 
     def _await_slots(self) -> list[Slot]:
         deadline = time.monotonic() + RESERVE_WAIT_MS_MAX / 1000

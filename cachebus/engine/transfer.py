@@ -5,9 +5,9 @@ vLLM itself carries ``StepPlan`` from the engine core to the workers, inside its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -72,6 +72,23 @@ class StepPlan:
     saves: list[Save] = field(default_factory=list)
     fence: bool = False
     idle: bool = False
+
+
+_T = TypeVar("_T")
+
+
+def in_batches(items: Iterable[_T], bytes_max: int, length: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """The items in order, in batches of at most ``bytes_max`` bytes; an item that is longer is a batch of its own."""
+    batch: list[_T] = []
+    taken = 0
+    for item in items:
+        if batch and taken + length(item) > bytes_max:
+            yield batch
+            batch, taken = [], 0
+        batch.append(item)
+        taken += length(item)
+    if batch:
+        yield batch
 
 
 def transfer_params(kv_transfer_params: Mapping[str, Any] | None) -> TransferParams | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -136,13 +137,8 @@ def lmcache(settings: Settings, logs: Path, progress: Callable[[str], None], pyt
 
     The hit is on the same engine: a second one would cost two cores more than the emptying does.
     """
-    with _lmcache_server(settings, logs, python) as port:
-        connector = {
-            "kv_connector": "LMCacheMPConnector",
-            "kv_role": "kv_both",
-            "kv_connector_extra_config": {"lmcache.mp.host": "tcp://127.0.0.1", "lmcache.mp.port": port},
-        }
-        arguments = ["--kv-transfer-config", json.dumps(connector), "--disable-hybrid-kv-cache-manager"]
+    with lmcache_server(settings, logs, python) as port:
+        arguments = ["--kv-transfer-config", json.dumps(lmcache_transfer(port)), "--disable-hybrid-kv-cache-manager"]
         variant = Variant(arguments, {"VLLM_SERVER_DEV_MODE": "1", "LMCACHE_TRACK_USAGE": "false"}, python)
         engine = PlainEngine(settings.model, settings.decode, logs / "lmcache-vllm.log", variant)
         engine.start(progress)
@@ -161,14 +157,23 @@ def lmcache(settings: Settings, logs: Path, progress: Callable[[str], None], pyt
             engine.stop()
 
 
+def lmcache_transfer(port: int) -> dict[str, Any]:
+    """vLLM's ``kv_transfer_config`` for LMCache's server mode."""
+    return {
+        "kv_connector": "LMCacheMPConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"lmcache.mp.host": "tcp://127.0.0.1", "lmcache.mp.port": port},
+    }
+
+
 @contextmanager
-def _lmcache_server(settings: Settings, logs: Path, python: str) -> Iterator[int]:
-    """LMCache's server; gives its port."""
+def lmcache_server(settings: Settings, logs: Path, python: str = sys.executable, gigabytes: int = _LMCACHE_GB) -> Iterator[int]:
+    """LMCache's server with ``gigabytes`` of memory; gives its port."""
     port, http_port = free_port("127.0.0.1"), free_port("127.0.0.1")
     name = f"headstart-bench-{os.getpid()}"
     command = [python, "-c", "from lmcache.cli.main import main; main()", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--http-host", "127.0.0.1", "--http-port", str(http_port), "--supported-transfer-mode", "auto", "--shm-name", name]
-    command += ["--chunk-size", str(settings.cache.chunk_size), "--l1-size-gb", str(_LMCACHE_GB), "--eviction-policy", "LRU"]
+    command += ["--chunk-size", str(settings.cache.chunk_size), "--l1-size-gb", str(gigabytes), "--eviction-policy", "LRU"]
     environment = {**os.environ, "LMCACHE_TRACK_USAGE": "false", "PYTHONHASHSEED": "0"}
     with (logs / "lmcache-server.log").open("ab") as out:
         server = process_tree.start(command, environment, stdout=out, stderr=subprocess.STDOUT)

@@ -1,0 +1,236 @@
+"""``headstart bench hits``: what a hit costs inside the engine, without HTTP, text and routing: on a worker that did not compute the prompt.
+
+One system at a time, each prompt of random token ids. Headstart's hit is on an engine that starts after the one that computed has ended, from
+DRAM; the others' is on the same engine after its own prefix cache was emptied (and it is checked that it was).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cachebus.client import BusClient
+from cachebus.engine.command import WorkerSpec, served_name, transfer_config
+from cachebus.errors import HeadstartError, SettingsError
+from cachebus.messages import Stat, StatReply
+from deploy.bench import goals, report, systems
+from deploy.bench.offline import OfflineEngine
+from deploy.launcher import Cluster, private_run_dir
+from deploy.settings import Settings
+
+OFFLOADING = "vllm-offloading"
+LEFT_TOKENS_MAX = 256
+"""How many tokens of a prompt a hit may leave to be computed: a chunk of the systems that store whole chunks only."""
+_WARM_UP_TOKENS, _WARM_UP_SEED = 4096, 1 << 20
+_SETTLE_SECONDS = 3.0
+_STAT_MS = 5000
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+
+
+@dataclass
+class Gathered:
+    """Seconds to the first token by (system, case, prompt length)."""
+
+    seconds: dict[tuple[str, str, int], list[float]] = field(default_factory=lambda: defaultdict(list))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked. The longest prompts come first, so that what is kept longest is what is needed last."""
+
+    lengths: Sequence[int]
+    runs: int
+    load_format: str
+    dram_gigabytes: int
+
+    def seed(self, length: int, run: int) -> int:
+        """The prompt's seed: another for each length and run."""
+        return length * 100 + run
+
+
+def run(settings: Settings, options: argparse.Namespace) -> int:
+    """Measures. Raises HeadstartError where a system does not work or a hit is none."""
+    known = {goals.PLAIN: _plain, goals.OURS: _headstart, OFFLOADING: _offloading, goals.LMCACHE: _lmcache}
+    wanted = options.systems.split(",")
+    if unknown := [name for name in wanted if name not in known]:
+        raise SettingsError(f"--systems: {unknown[0]!r} is unknown; there are: {', '.join(known)}")
+    lengths = sorted({int(text) for text in options.lengths.split(",")}, reverse=True)
+    plan = Plan(lengths, options.runs, options.load_format, int(settings.cache.max_local_cpu_size))
+    gathered = Gathered()
+    failures = 0
+    with tempfile.TemporaryDirectory(prefix="headstart-bench-") as folder:
+        for name in wanted:
+            _say(f"{name}: starting")
+            try:
+                known[name](settings, plan, Path(options.logs or folder), gathered)
+            except HeadstartError as error:
+                # The other systems' figures are worth having all the same.
+                failures += 1
+                _say(f"FAILED: {name}: {error}")
+    rows = _rows(gathered, settings)
+    result = report.document(rows, ["headstart", "bench", "hits", *sys.argv[sys.argv.index("hits") + 1 :]], _gpu())
+    if options.output:
+        report.write(options.output, result)
+    print(json.dumps(result) if options.json else report.table(rows, "TTFT, s"))
+    return 1 if failures else 0
+
+
+def _engine_options(settings: Settings, plan: Plan, transfer: dict[str, Any] | None) -> dict[str, Any]:
+    model, pool = settings.model, settings.prefill
+    given = {
+        "dtype": model.dtype,
+        "kv_cache_dtype": model.kv_cache_dtype,
+        "max_model_len": model.max_model_len,
+        "block_size": model.block_size,
+        "max_num_batched_tokens": pool.max_num_batched_tokens,
+        "kv_transfer_config": transfer,
+    }
+    return {
+        "model": model.name,
+        "load_format": plan.load_format,
+        "skip_tokenizer_init": True,
+        "enforce_eager": model.enforce_eager,
+        "enable_prefix_caching": True,
+        "disable_hybrid_kv_cache_manager": True,
+        "gpu_memory_utilization": pool.gpu_memory_utilization,
+        **{name: value for name, value in given.items() if value},
+    }
+
+
+@contextmanager
+def _engine(settings: Settings, plan: Plan, log: Path, transfer: dict[str, Any] | None = None) -> Iterator[OfflineEngine]:
+    engine = OfflineEngine(
+        _engine_options(settings, plan, transfer), log, {**_ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": str(settings.prefill.kv_cache_gb)}
+    )
+    try:
+        for _ in range(2):
+            engine.ask(_WARM_UP_SEED, _WARM_UP_TOKENS)
+            engine.empty_hbm()
+            time.sleep(_SETTLE_SECONDS)
+        yield engine
+    finally:
+        engine.stop()
+
+
+def _cold(engine: OfflineEngine, plan: Plan, system: str, gathered: Gathered, then: Callable[[int, int], None]) -> None:
+    """Asks every prompt for the first time, and once more out of the engine's own cache; ``then``: what follows, with length and seed."""
+    for length in plan.lengths:
+        for number in range(plan.runs):
+            asked = engine.ask(plan.seed(length, number), length)
+            if asked.cached:
+                raise HeadstartError(f"a prompt that nobody saw before had {asked.cached} tokens cached")
+            gathered.seconds[system, goals.COLD, length].append(asked.seconds)
+            gathered.seconds[system, goals.OWN_HIT, length].append(_hit(engine, plan.seed(length, number), length))
+        _told(gathered, system, length, goals.COLD, goals.OWN_HIT)
+        then(length, plan.seed(length, plan.runs - 1))
+
+
+def _hit(engine: OfflineEngine, seed: int, length: int) -> float:
+    asked = engine.ask(seed, length)
+    if asked.cached < length - LEFT_TOKENS_MAX:
+        raise HeadstartError(f"a hit of {length} tokens was one of {asked.cached}")
+    return asked.seconds
+
+
+def _plain(settings: Settings, plan: Plan, logs: Path, gathered: Gathered) -> None:
+    with _engine(settings, plan, logs / "vllm.log") as engine:
+        _cold(engine, plan, goals.PLAIN, gathered, lambda length, seed: None)
+
+
+def _after_emptying(engine: OfflineEngine, plan: Plan, system: str, gathered: Gathered) -> Callable[[int, int], None]:
+    def then(length: int, seed: int) -> None:
+        time.sleep(_SETTLE_SECONDS)
+        for _ in range(plan.runs):
+            engine.empty_hbm()
+            gathered.seconds[system, goals.HIT, length].append(_hit(engine, seed, length))
+        _told(gathered, system, length, goals.HIT)
+
+    return then
+
+
+def _offloading(settings: Settings, plan: Plan, logs: Path, gathered: Gathered) -> None:
+    transfer = {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"cpu_bytes_to_use": plan.dram_gigabytes * 10**9, "block_size": 16},
+    }
+    with _engine(settings, plan, logs / "offloading.log", transfer) as engine:
+        _cold(engine, plan, OFFLOADING, gathered, _after_emptying(engine, plan, OFFLOADING, gathered))
+
+
+def _lmcache(settings: Settings, plan: Plan, logs: Path, gathered: Gathered) -> None:
+    with (
+        systems.lmcache_server(settings, logs, gigabytes=plan.dram_gigabytes) as port,
+        _engine(settings, plan, logs / "lmcache.log", systems.lmcache_transfer(port)) as engine,
+    ):
+        _cold(engine, plan, goals.LMCACHE, gathered, _after_emptying(engine, plan, goals.LMCACHE, gathered))
+
+
+def _headstart(settings: Settings, plan: Plan, logs: Path, gathered: Gathered) -> None:
+    with private_run_dir(settings) as private:
+        cluster = Cluster(private, logs)
+        cluster.start_bus(_say)
+        try:
+            with _engine(private, plan, logs / "headstart-1.log", _ours(private, cluster.run_dir, "one")) as engine:
+                _cold(engine, plan, goals.OURS, gathered, lambda length, seed: None)
+                time.sleep(_SETTLE_SECONDS)
+            with _engine(private, plan, logs / "headstart-2.log", _ours(private, cluster.run_dir, "two")) as engine:
+                for length in plan.lengths:
+                    for _ in range(plan.runs):
+                        gathered.seconds[goals.OURS, goals.HIT, length].append(_hit(engine, plan.seed(length, plan.runs - 1), length))
+                        engine.empty_hbm()
+                    _told(gathered, goals.OURS, length, goals.HIT)
+            _check_bus(cluster.run_dir)
+        finally:
+            cluster.stop()
+
+
+def _ours(settings: Settings, run_dir: Path, name: str) -> dict[str, Any]:
+    return transfer_config(WorkerSpec(name, "decode", settings.model, settings.decode, settings.cache, settings.security, run_dir))
+
+
+def _check_bus(run_dir: Path) -> None:
+    client = BusClient(run_dir, "bench")
+    try:
+        reply = client.call(Stat(), _STAT_MS)
+    finally:
+        client.close()
+    assert isinstance(reply, StatReply)
+    _say(f"the bus: {json.dumps({name: value for name, value in reply.values.items() if value and 'messages' not in name})}")
+    if reply.values["integrity_failures_total"]:
+        raise HeadstartError("a chunk did not match its digest where it arrived")
+
+
+def _told(gathered: Gathered, system: str, length: int, *cases: str) -> None:
+    for case in cases:
+        values = gathered.seconds[system, case, length]
+        _say(f"{system}, {length} tokens, {case}: {statistics.median(values):.4f} s {[round(value, 4) for value in values]}")
+
+
+def _rows(gathered: Gathered, settings: Settings) -> list[report.Row]:
+    model, kv_dtype = served_name(settings.model), settings.model.kv_cache_dtype
+    rows = []
+    for (system, case, length), values in gathered.seconds.items():
+        rows.append(report.Row("hits", system, model, kv_dtype, case, length, 1, "ttft_seconds", *report.figure(values), len(values)))
+    return rows
+
+
+def _gpu() -> dict[str, Any]:
+    names = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")) if os.path.isdir("/proc/driver/nvidia/gpus") else []
+    models = [line.partition(":")[2].strip() for name in names for line in name.read_text().splitlines() if line.startswith("Model")]
+    return {"gpus": models} if models else {}
+
+
+def _say(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)
