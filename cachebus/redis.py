@@ -1,10 +1,12 @@
-"""The shared tier: chunks in Redis or Valkey. The one file that knows redis-py.
+"""The shared tier: chunks in Redis or Valkey.
 
 A chunk is a header value (see ``cachebus.chunk``) and parts of at most 4 MiB, all under one hash tag, so that a cluster keeps them together:
 ``headstart:1:<digest key's id>:{<chunk key>}`` and the same with ``:0``, ``:1``, ... The header is written last: what has none is not there.
 
-redis-py finds the server, logs in and speaks TLS. Payloads do not go through it: they are sent from the region and received into it on
-the connection's own socket, which moves several times as many bytes as a client that makes objects of them.
+redis-py finds the server, logs in and speaks TLS (``cachebus.redis_servers``). Payloads do not go through it: they are sent from the region and
+received into it on the connection's own socket, which moves several times as many bytes as a client that makes objects of them.
+
+In a cluster each node is asked, given up and found again by itself.
 """
 
 from __future__ import annotations
@@ -16,16 +18,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis
-from redis import cluster, sentinel
+from redis.exceptions import AskError
 
 from cachebus.breaker import Breaker
 from cachebus.chunk import HEADER_BYTES, ChunkHeader, pack_header, unpack_header
-from cachebus.errors import TierError
+from cachebus.redis_servers import RemoteUnavailable, Servers, redacted
 from cachebus.resp import Answered, Line, command, command_parts
 
 log = logging.getLogger("headstart.cachebus")
@@ -39,12 +39,13 @@ REFUSED_SECONDS = 5.0
 WRITE_PATIENCE = 10
 """How many times as long a silence may be while writing: nobody waits for it, and a busy server is not a dead one."""
 
-_PORTS = {"sentinel": 26379, "cluster": 6379}
 _SCAN_COUNT = 1000
-
-
-class RemoteUnavailable(TierError):
-    """The shared tier does not answer, or did not a moment ago."""
+_ELSEWHERE = ("MOVED", "ASK", "TRYAGAIN")
+"""How a cluster's node says that it is not the one to ask; so the chunk is a miss, and the cluster is looked up again."""
+_DOWN = ("CLUSTERDOWN", "MASTERDOWN", "LOADING", "NOAUTH")
+"""What a server says that can't serve at all."""
+_TRIED_MAX = 10_000
+"""Names that are tried in search of one that a given node keeps."""
 
 
 @dataclass(frozen=True)
@@ -60,38 +61,52 @@ class RemoteSettings:
 class Remote:
     """See the module. Any thread may call; each has connections of its own. Raises RemoteUnavailable where nobody answers in time.
 
-    Whatever fails that way closes its connection and makes every later call fail at once, until ``tick`` finds that the server answers.
+    Whatever fails that way closes its connection and makes every later call fail at once, until ``tick`` finds that the server answers; in
+    a cluster that goes for each node by itself. Raises TierError where the URL says nothing that can be done.
     """
 
     def __init__(self, settings: RemoteSettings) -> None:
         self._settings = settings
         self._prefix = f"headstart:1:{settings.key_id.hex()}:"
         self._breaker = Breaker()
-        self._server = _Server(settings.url, settings.timeout_ms / 1000)
+        self._silent: dict[str, Breaker] = {}
+        self._server = Servers(settings.url, settings.timeout_ms / 1000)
+        self._moved = self._told = False
         self._local = threading.local()
         self._life = 0
-        self._refused_until = 0.0
+        self._refused_until: dict[str, float] = {}
         self._lock = threading.Lock()
         names = ("read_bytes", "written_bytes", "timeouts", "refused")
         self.counts: dict[str, int] = dict.fromkeys(names, 0)
 
     @property
     def available(self) -> bool:
-        """Whether the tier answered when it was asked last."""
+        """Whether the tier, or a node of it, answered when it was asked last."""
         return not self._breaker.open
 
     def probe(self, keys: Sequence[bytes]) -> list[ChunkHeader | None]:
-        """The headers under these keys, in one round trip; None where there is no whole header of that key."""
-        found: list[ChunkHeader | None] = []
-        for group in self._server.groups([self._name(key) for key in keys]):
-            scratch = bytearray(HEADER_BYTES)
-            with self._connection(group[0]) as line:
-                line.send([command(b"GET", name.encode()) for name in group])
-                for name in group:
-                    length = line.receive_value(memoryview(scratch))
-                    header = unpack_header(bytes(scratch)) if length == HEADER_BYTES else None
-                    found.append(header if header is not None and self._name(header.key) == name else None)
-        return found
+        """The headers under these keys, in one round trip to each node; None where there is no whole header of that key."""
+        names = [self._name(key) for key in keys]
+        by_place: dict[str, list[str]] = {}
+        for name in names:
+            by_place.setdefault(self._server.where(name), []).append(name)
+        found: dict[str, ChunkHeader | None] = {}
+        for where, group in by_place.items():
+            try:
+                self._probe(where, group, found)
+            except RemoteUnavailable:
+                if self._breaker.open:
+                    raise
+        return [found.get(name) for name in names]
+
+    def _probe(self, where: str, names: Sequence[str], found: dict[str, ChunkHeader | None]) -> None:
+        scratch = bytearray(HEADER_BYTES)
+        with self._connection(where) as line:
+            line.send([command(b"GET", name.encode()) for name in names])
+            for name in names:
+                length = self._value(line, memoryview(scratch))
+                header = unpack_header(bytes(scratch)) if length == HEADER_BYTES else None
+                found[name] = header if header is not None and self._name(header.key) == name else None
 
     def get(self, header: ChunkHeader, into: memoryview) -> ChunkHeader | None:
         """Reads the payload into ``into`` (``header.length`` bytes); the header found with it, None where they are not there as ``header`` says.
@@ -101,10 +116,12 @@ class Remote:
         name = self._name(header.key)
         parts = _parts(into)
         scratch = bytearray(HEADER_BYTES)
+        asked = [command(b"GET", part.encode()) for part in [name, *_part_names(name, len(parts))]]
         with self._connection(name) as line:
-            line.send([command(b"GET", part.encode()) for part in [name, *_part_names(name, len(parts))]])
+            line.send(asked[: _ASKED_AHEAD + 1])
             whole = line.receive_value(memoryview(scratch)) == HEADER_BYTES
-            for part in parts:
+            for number, part in enumerate(parts, _ASKED_AHEAD + 1):
+                line.send(asked[number : number + 1])
                 whole &= line.receive_value(part) == len(part)
         found = unpack_header(bytes(scratch)) if whole else None
         self.counts["read_bytes"] += len(into)
@@ -113,193 +130,191 @@ class Remote:
 
     def put(self, header: ChunkHeader, payload: memoryview) -> bool:
         """Stores a chunk; False where the server refuses it, as it does when it is full: then nothing is written for a while."""
-        if time.monotonic() < self._refused_until:
-            return False
         name = self._name(header.key)
+        where = self._server.where(name)
+        if time.monotonic() < self._refused_until.get(where, 0.0):
+            return False
         parts = _parts(payload)
         expiry = [b"EX", str(self._settings.ttl_seconds).encode()] if self._settings.ttl_seconds else []
-        with self._connection(name, patience=WRITE_PATIENCE) as line:
+        with self._connection(where, patience=WRITE_PATIENCE) as line:
             for part_name, part in [*zip(_part_names(name, len(parts)), parts, strict=True), (name, memoryview(pack_header(header)))]:
                 line.send(command_parts([b"SET", part_name.encode(), part, *expiry]))
                 error = line.receive_status()
                 if error:
-                    self._refuse(error)
+                    self._not_written(where, error)
                     return False
         self.counts["written_bytes"] += len(payload)
         return True
 
     def delete(self, keys: Sequence[bytes]) -> int:
         """Forgets chunks; how many of them were there."""
-        with self._controlled():
-            return sum(int(self._server.client.delete(self._name(key)) or 0) for key in keys)
+        count = 0
+        for name in map(self._name, keys):
+            where = self._server.where(name)
+            with self._controlled(where):
+                count += int(self._server.client(where).delete(name))
+        return count
 
     def scan(self) -> Iterator[bytes]:
-        """The keys of all chunks of this digest key."""
+        """The keys of all chunks of this digest key, on the nodes that answer."""
         pattern = re.compile(re.escape(self._prefix) + r"\{([0-9a-f]{64})\}$")
-        with self._controlled():
-            for name in self._server.client.scan_iter(match=f"{self._prefix}*", count=_SCAN_COUNT):
-                found = pattern.match(name.decode("ascii", "replace"))
-                if found:
-                    yield bytes.fromhex(found[1])
+        for _, name in self._values():
+            found = pattern.match(name.decode("ascii", "replace"))
+            if found:
+                yield bytes.fromhex(found[1])
 
     def clear(self) -> int:
         """Forgets all chunks of this digest key; how many values that were."""
         count = 0
-        with self._controlled():
-            for name in self._server.client.scan_iter(match=f"{self._prefix}*", count=_SCAN_COUNT):
-                count += int(self._server.client.unlink(name) or 0)
+        for where, name in self._values():
+            with self._controlled(where):
+                count += int(self._server.client(where).unlink(name))
         return count
 
     def info(self) -> dict[str, Any]:
-        """What the server says of itself."""
-        with self._controlled():
-            return dict(self._server.client.info())
+        """What the server says of itself; of a cluster, what one node says."""
+        where = self._place()
+        with self._controlled(where):
+            return dict(self._server.client(where).info())
 
     def ping(self) -> float:
         """Seconds of a round trip."""
-        with self._connection(self._name(b"")) as line:
+        with self._connection(self._place()) as line:
             started = time.perf_counter()
             line.send([command(b"PING")])
             line.receive_status()
             return time.perf_counter() - started
 
     def tick(self) -> bool:
-        """Tries to reach a tier that was given up, when that is due; True where it answers again."""
-        if not self._breaker.due(time.monotonic()):
-            return False
+        """Tries to reach what was given up, when that is due, and looks a cluster up again that has changed; True where something answers again."""
+        now = time.monotonic()
+        if self._breaker.open:
+            return self._breaker.due(now) and self._find() and self._try(self._server.where(self._name(b"")), self._breaker)
+        if self._moved:
+            self._find()
+        came_back = False
+        for where, breaker in list(self._silent.items()):
+            gone = where not in self._server.places()
+            if gone or (breaker.due(now) and self._find() and self._try(where, breaker)):
+                self._silent.pop(where, None)
+                came_back = True
+        return came_back
+
+    def _find(self) -> bool:
+        self._moved = False
         try:
             self._server.find()
-            with self._connection(self._name(b""), trying=True) as line:
-                line.send([command(b"PING")])
-                error = line.receive_status()
-        except TierError:
+        except RemoteUnavailable as error:
+            self._moved = True
+            self._gave_up("", error, None)
             return False
-        if error:
-            self._breaker.failed(time.monotonic())
+        return True
+
+    def _try(self, where: str, breaker: Breaker) -> bool:
+        """Asks for a value of that node: one that can't serve answers a PING all the same."""
+        names = (self._name(number.to_bytes(2, "big")) for number in range(_TRIED_MAX))
+        name = next((name for name in names if self._server.where(name) == where), "")
+        try:
+            with self._connection(where, trying=True) as line:
+                line.send([command(b"GET", name.encode())])
+                self._value(line, memoryview(bytearray(HEADER_BYTES)))
+        except RemoteUnavailable:
             return False
-        if self._breaker.answered():
-            log.info("redis: %s answers", redacted(self._settings.url))
-            return True
-        return False
+        if breaker.answered():
+            self._told = False
+            log.info("redis: %s answers", " ".join([redacted(self._settings.url), where]).strip())
+        return True
 
     def _name(self, key: bytes) -> str:
         return f"{self._prefix}{{{key.hex()}}}"
 
-    @contextlib.contextmanager
-    def _connection(self, name: str, *, trying: bool = False, patience: int = 1) -> Iterator[Line]:
-        if self._breaker.open and not trying:
+    def _place(self) -> str:
+        """One that answers, as far as is known."""
+        return next((where for where in self._server.places() if where not in self._silent), "")
+
+    def _value(self, line: Line, into: memoryview) -> int:
+        """As ``Line.receive_value``; what another node keeps now is not there."""
+        try:
+            return line.receive_value(into)
+        except Answered as error:
+            if not str(error).startswith(_ELSEWHERE):
+                raise
+            self._moved = True
+            return -1
+
+    def _values(self) -> Iterator[tuple[str, bytes]]:
+        """The names of all values of this digest key, each after its place."""
+        for where in self._server.places():
+            try:
+                with self._controlled(where):
+                    for name in self._server.client(where).scan_iter(match=f"{self._prefix}*", count=_SCAN_COUNT):
+                        yield where, name
+            except RemoteUnavailable:
+                if self._breaker.open:
+                    raise
+
+    def _check(self, where: str) -> None:
+        if self._breaker.open or where in self._silent:
             raise RemoteUnavailable("the shared tier does not answer")
+        if where not in self._server.places():
+            self._moved = True
+            raise RemoteUnavailable("no node of the cluster keeps that")
+
+    @contextlib.contextmanager
+    def _connection(self, where: str, *, trying: bool = False, patience: int = 1) -> Iterator[Line]:
+        if not trying:
+            self._check(where)
         if getattr(self._local, "life", None) != self._life:
             self._local.life, self._local.lines = self._life, {}
-        where = self._server.where(name)
         line: Line | None = None
         try:
-            line = self._local.lines.get(where) or self._server.connect(name)
+            line = self._local.lines.get(where) or self._server.connect(where)
             self._local.lines[where] = line
             line.wait_at_most(patience * self._settings.timeout_ms / 1000)
             yield line
-        except Answered as error:
+        except (Answered, OSError, redis.RedisError) as error:
             self._local.lines.pop(where, None)
-            self._gave_up(error, line)
-            raise RemoteUnavailable(str(error)) from error
-        except (OSError, redis.RedisError) as error:
-            self._local.lines.pop(where, None)
-            self._gave_up(error, line)
+            self._gave_up(where, error, line)
             raise RemoteUnavailable(f"the shared tier does not answer: {error}") from error
 
     @contextlib.contextmanager
-    def _controlled(self) -> Iterator[None]:
-        if self._breaker.open:
-            raise RemoteUnavailable("the shared tier does not answer")
+    def _controlled(self, where: str) -> Iterator[None]:
+        self._check(where)
         try:
             yield
+        except AskError as error:
+            self._moved = True
+            raise RemoteUnavailable(f"the shared tier has it elsewhere now: {error}") from error
         except (OSError, redis.RedisError) as error:
-            self._gave_up(error, None)
+            self._gave_up(where, error, None)
             raise RemoteUnavailable(f"the shared tier does not answer: {error}") from error
 
-    def _gave_up(self, error: Exception, line: Line | None) -> None:
+    def _gave_up(self, where: str, error: Exception, line: Line | None) -> None:
         if line is not None:
             line.close()
         with self._lock:
             self.counts["timeouts"] += 1
-            if self._breaker.failed(time.monotonic()):
+            others = self._server.places() - self._silent.keys() - {where}
+            alone = self._breaker.open or not where or not others
+            breaker = self._breaker if alone else self._silent.setdefault(where, Breaker(open=False))
+            if breaker.failed(time.monotonic()) or not self._told:
+                self._told = True
                 # Connections of other threads may be as dead.
                 self._life += 1
-                log.warning("redis: %s does not answer (%s): requests go on without it", redacted(self._settings.url), error)
+                log.warning("redis: %s does not answer (%s): requests go on without it", f"{redacted(self._settings.url)} {where}".strip(), error)
 
-    def _refuse(self, error: str) -> None:
+    def _not_written(self, where: str, error: str) -> None:
+        if error.startswith(_ELSEWHERE):
+            self._moved = True
+            return
+        if error.startswith(_DOWN) or (error.startswith("READONLY") and self._server.kind):
+            # Another is the master now.
+            raise Answered(error)
         with self._lock:
             self.counts["refused"] += 1
-            if time.monotonic() >= self._refused_until:
+            if time.monotonic() >= self._refused_until.get(where, 0.0):
                 log.warning("redis: %s takes no chunks now: %s", redacted(self._settings.url), error)
-            self._refused_until = time.monotonic() + REFUSED_SECONDS
-
-
-class _Server:
-    """Where the server is: one, a master that sentinels name, or the nodes of a cluster."""
-
-    def __init__(self, url: str, timeout: float) -> None:
-        self._url, self._timeout = url, timeout
-        self.client: Any = None
-        self._cluster: Any = None
-
-    def find(self) -> None:
-        """Looks the server up (again). Raises RemoteUnavailable."""
-        options: dict[str, Any] = {"socket_timeout": self._timeout, "socket_connect_timeout": self._timeout, "health_check_interval": 0}
-        parts = urlsplit(self._url)
-        query = dict(parse_qsl(parts.query))
-        if password_file := query.pop("password_file", ""):
-            options["password"] = Path(password_file).read_text().strip()
-        kind = parts.scheme.partition("+")
-        try:
-            if kind[2]:
-                hosts = [_host_and_port(item, _PORTS[kind[2]]) for item in parts.netloc.rpartition("@")[2].split(",")]
-                options |= {"username": parts.username, "password": parts.password} if parts.password else {}
-                options |= {"ssl": True, **query} if kind[0] == "rediss" else {}
-            if kind[2] == "sentinel":
-                watchers: Any = sentinel.Sentinel(hosts, socket_timeout=self._timeout)  # type: ignore[no-untyped-call]
-                self.client = watchers.master_for(parts.path.strip("/") or "mymaster", db=int(query.pop("db", 0)), **options)
-            elif kind[2] == "cluster":
-                nodes = [cluster.ClusterNode(*host) for host in hosts]  # type: ignore[no-untyped-call]
-                self.client = self._cluster = cluster.RedisCluster(startup_nodes=nodes, **options)
-            else:
-                left = f"?{urlencode(query)}" if query else ""
-                self.client = redis.Redis.from_url(self._url.partition("?")[0] + left, **options)
-        except (OSError, redis.RedisError) as error:
-            raise RemoteUnavailable(f"the shared tier does not answer: {error}") from error
-
-    def where(self, name: str) -> str:
-        """A name for the node that keeps ``name``."""
-        return str(self._cluster.get_node_from_key(name).name) if self._cluster else ""
-
-    def groups(self, names: Sequence[str]) -> list[list[str]]:
-        """The names in order, cut where the node changes."""
-        found: list[list[str]] = []
-        last = None
-        for name in names:
-            where = self.where(name)
-            if where != last:
-                found.append([])
-            found[-1].append(name)
-            last = where
-        return found
-
-    def connect(self, name: str) -> Line:
-        """A connection to the node that keeps ``name``."""
-        client = self._cluster.get_redis_connection(self._cluster.get_node_from_key(name)) if self._cluster else self.client
-        connection = client.connection_pool.make_connection()
-        connection.connect()
-        return Line(connection._sock, connection.disconnect, self._timeout)
-
-
-def redacted(url: str) -> str:
-    """The URL without its password."""
-    return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url)
-
-
-def _host_and_port(text: str, port: int) -> tuple[str, int]:
-    host, _, given = text.rpartition(":")
-    return (host, int(given)) if host else (text, port)
+            self._refused_until[where] = time.monotonic() + REFUSED_SECONDS
 
 
 def _parts(payload: memoryview) -> list[memoryview]:

@@ -17,7 +17,7 @@ BANNED_WORDS = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 
 IMPORTED_ONLY_BY = {
     "zmq": ("cachebus/zeromq",),
-    "redis": ("cachebus/redis.py",),
+    "redis": ("cachebus/redis",),
     "vllm": ("cachebus/engine/", "deploy/bench/offline_process.py"),
     "torch": ("cachebus/engine/",),
     "starlette": ("router/",),
@@ -30,7 +30,16 @@ IMPORTED_ONLY_BY = {
     "shelve": (),
 }
 """Who may import what, by the beginning of the path; engines and transports stay exchangeable that way."""
-PRINTS = ("deploy/cache.py", "deploy/cli.py", "deploy/keys.py", "deploy/status.py", "deploy/launcher.py", "deploy/demo/", "deploy/bench/")
+PRINTS = (
+    "deploy/cache/",
+    "deploy/cli.py",
+    "deploy/keys.py",
+    "deploy/status.py",
+    "deploy/launcher.py",
+    "deploy/doctor/",
+    "deploy/demo/",
+    "deploy/bench/",
+)
 IMPORTS_IN_FUNCTIONS = ("deploy/cli.py", "cachebus/engine/namespace.py", "cachebus/engine/blocks.py")
 """Composition roots, and what only an engine has."""
 SWALLOWS_EVERYTHING: tuple[str, ...] = ()

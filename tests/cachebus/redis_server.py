@@ -27,7 +27,7 @@ class RedisServer:
         assert program, "these tests need redis-server: `apt-get install redis-server` (make setup does it where it may)"
         command = [program, "--port", str(self.port), "--save", "", "--dir", str(self._folder), "--loglevel", "warning", *self._options]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        self.client = redis.Redis(port=self.port, socket_timeout=5, password=self._password())
+        self.client = self.make_client()
         deadline = time.monotonic() + 10
         while True:
             try:
@@ -36,6 +36,10 @@ class RedisServer:
             except redis.ConnectionError:
                 assert time.monotonic() < deadline, "redis-server does not start"
                 time.sleep(0.02)
+
+    def make_client(self) -> redis.Redis:
+        """redis-py's own client, for looking in."""
+        return redis.Redis(port=self.port, socket_timeout=5, password=self._password())
 
     def pause(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
