@@ -39,6 +39,9 @@ REFUSED_SECONDS = 5.0
 WRITE_PATIENCE = 10
 """How many times as long a silence may be while writing: nobody waits for it, and a busy server is not a dead one."""
 
+_ASKED_AHEAD = 2
+"""Parts that one connection has asked for and not got. The server copies every answer before it sends the first byte of it: a chunk that is asked
+for at once is silent for longer than ``timeout_ms``, and has left the processor's caches when it is sent."""
 _SCAN_COUNT = 1000
 _ELSEWHERE = ("MOVED", "ASK", "TRYAGAIN")
 """How a cluster's node says that it is not the one to ask; so the chunk is a miss, and the cluster is looked up again."""
@@ -117,12 +120,12 @@ class Remote:
         parts = _parts(into)
         scratch = bytearray(HEADER_BYTES)
         asked = [command(b"GET", part.encode()) for part in [name, *_part_names(name, len(parts))]]
-        with self._connection(name) as line:
+        with self._connection(self._server.where(name)) as line:
             line.send(asked[: _ASKED_AHEAD + 1])
-            whole = line.receive_value(memoryview(scratch)) == HEADER_BYTES
+            whole = self._value(line, memoryview(scratch)) == HEADER_BYTES
             for number, part in enumerate(parts, _ASKED_AHEAD + 1):
                 line.send(asked[number : number + 1])
-                whole &= line.receive_value(part) == len(part)
+                whole &= self._value(line, part) == len(part)
         found = unpack_header(bytes(scratch)) if whole else None
         self.counts["read_bytes"] += len(into)
         same = found is not None and (found.key, found.digest, found.length) == (header.key, header.digest, header.length)
