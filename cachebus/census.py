@@ -37,7 +37,7 @@ def chunks(directory: Directory) -> list[ChunkInfo]:
     found = []
     for key, tiers in where.items():
         entry = directory.dram.index.get(key) or on_disk.get(key)
-        known = (entry.length, entry.pinned, entry.used_at, entry.readers) if entry else (0, False, 0, 0)
+        known = (entry.length, entry.pinned, entry.used_at, entry.readers, entry.layout) if entry else (0, False, 0, 0, b"")
         found.append(ChunkInfo(key, tiers, *known))
     return found
 

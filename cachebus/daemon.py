@@ -139,7 +139,7 @@ class Daemon:
             Commit: lambda c, t, r: self._directory.commit(r.holder, r.entries, _now_ms()),
             Abandon: lambda c, t, r: self._directory.abandon(r.holder, r.slots, _now_ms()),
             Quarantine: self._quarantine,
-            ListChunks: lambda c, t, r: [Answer(c, t, Chunks(census.chunks(self._directory)))],
+            ListChunks: lambda c, t, r: [Answer(c, t, Chunks(census.chunks(self._directory), self._below.tiers.described))],
             Pin: self._pin,
             Clear: self._clear,
             Reattach: self._reattach,

@@ -35,3 +35,7 @@ class UnsupportedModel(HeadstartError):
 
 class TierError(BusError):
     """A tier below DRAM can't be used; the node goes on without it."""
+
+
+class ArchiveError(BusError):
+    """A file of chunks that can't be used: it is none, it is cut or damaged, or it belongs to another cluster."""

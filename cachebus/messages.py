@@ -280,7 +280,10 @@ class Reserved(Message, frozen=True):
 
 
 class ChunkInfo(Message, frozen=True):
-    """A chunk and where it is; ``length`` and the rest are 0 where only the shared tier has it. ``used_at``: seconds since 1970."""
+    """A chunk and where it is; ``length`` and the rest are 0 where only the shared tier has it. ``used_at``: seconds since 1970.
+
+    ``layout`` (16 bytes) is what an Acquire of it must name; b"" where this node does not know it.
+    """
 
     key: bytes
     tiers: list[Tier]
@@ -288,12 +291,14 @@ class ChunkInfo(Message, frozen=True):
     pinned: bool = False
     used_at: int = 0
     readers: int = 0
+    layout: bytes = b""
 
 
 class Chunks(Message, frozen=True):
-    """Reply to ListChunks."""
+    """Reply to ListChunks. ``layouts``: the shape and the element type that a layout stands for, of the engines that this daemon has seen."""
 
     chunks: list[ChunkInfo]
+    layouts: dict[bytes, tuple[str, str]] = {}  # noqa: RUF012 - msgspec gives each message its own
 
 
 class Count(Message, frozen=True):

@@ -16,6 +16,7 @@ import msgspec
 
 from cachebus.errors import HeadstartError
 from cachebus.settings import ModelSettings
+from deploy.cache import options as cache_options
 from deploy.settings import Settings, as_help, read_settings
 
 EXIT_ERROR = 2
@@ -69,7 +70,7 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
 
         return keys.run(options)
     if options.command == "cache":
-        from deploy import cache
+        from deploy.cache import run as cache
 
         return cache.run(settings, options)
     settings = msgspec.structs.replace(settings, model=resolved(settings.model))
@@ -141,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(role, parents=parents, help=text)
         if role in ("prefill", "decode"):
             command.add_argument("--name", help="the worker's name, unique in its node (default: role, host and process)")
-    _add_cache(commands, [common, as_json])
+    cache_options.add_to(commands, [common, as_json])
     _add_keys(commands, [common, as_json])
     bench = commands.add_parser("bench", help="measure, against plain vLLM and others")
     benches = bench.add_subparsers(dest="bench", required=True, metavar="BENCH")
@@ -159,19 +160,6 @@ def _parser() -> argparse.ArgumentParser:
     hits.add_argument("--logs", type=Path, metavar="DIR", help="keep the engines' output there")
     hits.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
     return parser
-
-
-def _add_cache(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    cache = commands.add_parser("cache", help="look into a node's cache, and change it")
-    actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("stat", parents=parents, help="the tiers: what they hold, and what happened")
-    listing = actions.add_parser("ls", parents=parents, help="the chunks and where they are, last used first")
-    listing.add_argument("--limit", type=int, default=20, help="how many to show; 0: all (default: %(default)s)")
-    for action, text in (("pin", "keep chunks in DRAM"), ("unpin", "let pinned chunks be evicted again")):
-        pin = actions.add_parser(action, parents=parents, help=text)
-        pin.add_argument("keys", nargs="+", metavar="KEY", help="a chunk's key as `cache ls` shows it, or its beginning")
-    clear = actions.add_parser("clear", parents=parents, help="drop all chunks of some tiers, pinned ones too")
-    clear.add_argument("tiers", nargs="+", choices=("dram", "nvme", "redis"), metavar="TIER", help="dram, nvme or redis")
 
 
 def _add_keys(commands: Any, parents: list[argparse.ArgumentParser]) -> None:

@@ -31,14 +31,15 @@ class Answer:
         return int((self.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
 
 
-def ask(url: str, path: str, body: dict[str, Any]) -> Answer:
+def ask(url: str, path: str, body: dict[str, Any], api_key: str = "") -> Answer:
     """Sends a request as a stream and reads it to the end. Raises HeadstartError where the answer is an error."""
     address = urlsplit(url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=_SECONDS_MAX)
+    scheme = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+    connection = scheme(address.hostname or "", address.port, timeout=_SECONDS_MAX)
     request = json.dumps({"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True, **body})
     started = time.perf_counter()
     try:
-        connection.request("POST", path, request, {"content-type": "application/json"})
+        connection.request("POST", path, request, {"content-type": "application/json"} | ({"authorization": f"Bearer {api_key}"} if api_key else {}))
         response = connection.getresponse()
         answer = Answer({name.lower(): value for name, value in response.getheaders()})
         if response.status != 200:

@@ -1,0 +1,71 @@
+"""A tool that reads and writes the region as an engine does: it holds a lock, so what it had ends with it, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TypeVar
+
+from cachebus.client import BusClient
+from cachebus.holder import Holder
+from cachebus.messages import Chunks, ListChunks, Ping, Pong, Reattach, Reply, Request
+from cachebus.region import Region
+
+ANSWER_MS_MAX = 10_000
+LIST_MS_MAX = 60_000
+_R = TypeVar("_R", bound=Reply)
+
+
+class Member:
+    """A connection, a holder's lock and the mapped region. Raises BusUnavailable where no cachebus answers, RegionError where it has no region."""
+
+    def __init__(self, run_dir: Path, name: str) -> None:
+        # Asked before the lock is taken, which would make folders where nobody is.
+        asking = BusClient(run_dir, name)
+        try:
+            asking.call(Ping(), ANSWER_MS_MAX)
+        finally:
+            asking.close()
+        self._holder = Holder(run_dir)
+        self._client = BusClient(run_dir, name, self._holder)
+        try:
+            self.welcome = self._client.connect(ANSWER_MS_MAX)
+            self.region = Region.map(Path(self.welcome.region_path))
+        except BaseException:
+            self._client.close()
+            self._holder.close()
+            raise
+        self.digest_key = self.welcome.digest_key
+
+    @property
+    def holder(self) -> str:
+        """The holder's name, for requests."""
+        return self._holder.id
+
+    def ask(self, request: Request, expected: type[_R], answer_ms_max: int = ANSWER_MS_MAX) -> _R:
+        """The reply. Raises BusUnavailable where none comes in time."""
+        reply = self._client.call(request, answer_ms_max)
+        assert isinstance(reply, expected)
+        return reply
+
+    def tell(self, request: Request) -> None:
+        """Sends what has no reply, or none that matters."""
+        self._client.submit(request)
+        self._client.poll()
+
+    def chunks(self) -> Chunks:
+        """Every chunk of the node."""
+        return self.ask(ListChunks(), Chunks, LIST_MS_MAX)
+
+    def stay(self) -> None:
+        """Says to a daemon that was started again meanwhile that this holder has nothing open; until then it evicts nothing."""
+        if not self.ask(Ping(self.holder), Pong).attached:
+            self._client.call(Reattach(self.holder, {}, []), ANSWER_MS_MAX)
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        # An error on its way up may still hold a view of the region; the mapping then ends with the process.
+        with contextlib.suppress(BufferError):
+            self.region.close()
+        self._client.close()
+        self._holder.close()
