@@ -86,6 +86,8 @@ class Members:
             max_model_len=worker.max_model_len,
             takes_prompt_token_ids=worker.takes_prompt_token_ids,
             draining=name in self._draining,
+            chunk_bytes=engine.chunk_bytes,
+            parts=engine.namespace_parts | engine.layout_parts,
         )
 
 

@@ -315,7 +315,7 @@ class StatReply(Message, frozen=True):
 
 
 class Worker(Message, frozen=True):
-    """A registered worker as others see it."""
+    """A registered worker as others see it. ``parts``: what its KV means and how it lies, as its engine registered it; for people."""
 
     worker: str
     role: Role
@@ -327,6 +327,8 @@ class Worker(Message, frozen=True):
     max_model_len: int
     takes_prompt_token_ids: bool
     draining: bool = False
+    chunk_bytes: int = 0
+    parts: dict[str, str] = {}  # noqa: RUF012 - msgspec gives each message its own
 
 
 class SnapshotReply(Message, frozen=True):

@@ -65,6 +65,10 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
         from deploy import status
 
         return status.run(settings, json_output=options.json)
+    if options.command == "doctor":
+        from deploy.doctor import run as doctor
+
+        return doctor.run(settings, json_output=options.json)
     if options.command == "keys":
         from deploy import keys
 
@@ -136,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("up", parents=[common, model], help="run a whole cluster on this machine until Ctrl-C")
     commands.add_parser("demo", parents=[common, model, as_json], help="run a cluster, show what it saves, check its answers, end")
     commands.add_parser("status", parents=[common, as_json], help="show a node's workers, tiers and counters")
+    commands.add_parser("doctor", parents=[common, as_json], help="measure and check what a cluster stumbles over; 1 where something is bad")
     commands.add_parser("config", parents=[common], help="print the whole configuration as it is in force")
     for role, text in _ROLES.items():
         parents = [common, model] if role in ("prefill", "decode") else [common]
