@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from tests_shared import ANSWER_MS, DIGEST_KEY, LAYOUT, Bus, wait_for
 from cachebus import archive
 from cachebus.archive import ArchiveWriter
 from cachebus.chunk import ChunkHeader, key_id
+from cachebus.disk import Disk
 from cachebus.messages import Commit, NewEntry, Reserve, Reserved, WrittenEntry
 from cachebus.region import Region
 from cachebus.settings import CacheSettings
 from deploy.cache import exporting
+from deploy.cache.member import Member
 from deploy.cli import main
 
 MakeBus = Callable[..., Bus]
@@ -150,6 +153,43 @@ def test_chunks_of_lower_tiers_are_brought_up_more_than_dram_holds(make_bus: Mak
     assert (found["imported"], found["no_room"], found["evicted_again"]) == (40, 0, 0)
     settled(second)
     assert texts(second, *range(40)) == [content(n) for n in range(40)]
+
+
+@pytest.mark.parametrize("gigabytes", [1.0, 0.0012])
+def test_an_import_waits_for_a_slow_disk(
+    make_bus: MakeBus, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, gigabytes: float
+) -> None:
+    fast = Disk.write
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.05)
+        fast(*arguments)
+
+    monkeypatch.setattr(Disk, "write", slow)
+    disk = CacheSettings(local_disk=str(tmp_path / "disk"), max_local_disk_size=0.03, write_behind_gb_max=gigabytes)
+    bus, file = make_bus("a", disk), tmp_path / "large.kv"
+    write(file, range(50))
+    assert cache(bus, "import", file, "--json", "--set", f"cache.write_behind_gb_max={gigabytes}") == 0
+    found = summary(capsys)
+    assert (found["imported"], found["no_room"], found["evicted_again"]) == (50, 0, 0)
+    settled(bus)
+    assert bus.daemon.statistics()["nvme_chunks"] == 50
+
+
+def test_a_file_begins_with_the_end_of_what_was_used_last_longest_ago(make_bus: MakeBus, tmp_path: Path) -> None:
+    bus, file = make_bus("a"), tmp_path / "order.kv"
+    put(bus, 1, 2, 3)
+    put(bus, 4, 5)
+    for n in (1, 2, 3):
+        bus.daemon._directory.dram.index[key(n)].used_at -= 60
+    assert cache(bus, "export", file) == 0
+    order = []
+    with file.open("rb") as opened:
+        reader = archive.ArchiveReader(opened, DIGEST_KEY)
+        for header in reader.headers():
+            order.append(int.from_bytes(header.key, "big"))
+            reader.skip(header)
+    assert order == [3, 2, 1, 5, 4]
 
 
 def test_what_only_the_shared_tier_has_is_exported_if_an_engine_of_its_kind_was_here(
@@ -303,6 +343,17 @@ def test_an_import_that_is_killed_leaves_nothing_reserved(make_bus: MakeBus, tmp
     assert texts(bus, 0, 1) == [content(0)]
     assert bus.daemon.statistics()["abandoned_total"] == 1
     put(bus, 1)
+
+
+def test_a_daemon_that_starts_again_need_not_wait_for_the_tool(make_bus: MakeBus) -> None:
+    bus = make_bus("a")
+    member = Member(bus.run_dir, "test")
+    bus.stop()
+    bus.start()
+    assert bus.daemon.statistics()["unattached_holders"] == 2
+    member.stay()
+    assert bus.daemon.statistics()["unattached_holders"] == 1, "the test's own is left"
+    member.close()
 
 
 def test_a_disk_that_takes_no_more_leaves_no_file(make_bus: MakeBus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
