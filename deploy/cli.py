@@ -94,10 +94,18 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
         from deploy.demo import run
 
         return run.run(settings, json_output=options.json)
+    return _bench(options, settings)
+
+
+def _bench(options: argparse.Namespace, settings: Settings) -> int:
     if options.bench == "hits":
         from deploy.bench import hits
 
         return hits.run(settings, options)
+    if options.bench == "tiers":
+        from deploy.bench import tiers
+
+        return tiers.run(options)
     from deploy.bench import prefix
 
     return prefix.run(settings, options)
@@ -164,7 +172,19 @@ def _parser() -> argparse.ArgumentParser:
     hits.add_argument("--load-format", default="auto", help="vLLM's; dummy: weights that it makes up (default: %(default)s)")
     hits.add_argument("--logs", type=Path, metavar="DIR", help="keep the engines' output there")
     hits.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
+    _add_tiers(benches, [common, as_json])
     return parser
+
+
+def _add_tiers(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
+    tiers = benches.add_parser("tiers", parents=parents, help="bytes per second of each tier, beside the host's limit and LMCache")
+    tiers.add_argument("--chunk-mb", default="4,32", help="sizes of a chunk in MiB (default: %(default)s)")
+    tiers.add_argument("--gb", type=float, default=1.0, help="gigabytes that each measurement moves (default: %(default)s)")
+    tiers.add_argument("--runs", type=int, default=5, help="measurements of each figure (default: %(default)s)")
+    tiers.add_argument("--folder", type=Path, metavar="DIR", help="where the NVMe tier's files go for the time (default: the system's /tmp)")
+    tiers.add_argument("--redis-url", default="", metavar="URL", help="a Redis that runs, redis://HOST:PORT/0 (default: one of its own)")
+    tiers.add_argument("--lmcache-python", type=Path, metavar="PATH", help="a Python that has LMCache (default: LMCache is left out)")
+    tiers.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
 
 
 def _add_keys(commands: Any, parents: list[argparse.ArgumentParser]) -> None:

@@ -43,10 +43,10 @@ def busy_seconds(stat: str) -> float:
 
 
 def process_seconds(stat: str) -> float:
-    """A process's work out of the text of its /proc/PID/stat."""
+    """A process's work, and that of its children that have ended, out of the text of its /proc/PID/stat."""
     # The name, in brackets, may hold anything; the fields after it are numbered from 3.
     fields = stat.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+    return sum(map(int, fields[11:15])) / _TICKS_PER_SECOND
 
 
 def _stats_of(pids: Iterable[int]) -> Iterable[str]:
