@@ -14,7 +14,7 @@ from blake3 import blake3
 from redis_server import RedisServer
 from tests_shared import ANSWER_MS, DIGEST_KEY, LAYOUT, Bus, wait_for
 
-from cachebus.messages import Acquire, Clear, Commit, Count, Granted, NewEntry, Release, Reserve, Reserved, WrittenEntry
+from cachebus.messages import Acquire, Clear, Commit, Count, Granted, NewEntry, Quarantine, Release, Reserve, Reserved, WrittenEntry
 from cachebus.region import Region
 from cachebus.settings import CacheSettings
 from cachebus.table import State
@@ -26,31 +26,31 @@ def key(number: int) -> bytes:
     return number.to_bytes(32, "big")
 
 
-def content(number: int) -> bytes:
-    return random.Random(number).randbytes(LENGTH)
+def content(number: int, length: int = LENGTH) -> bytes:
+    return random.Random(number).randbytes(length)
 
 
-def put(bus: Bus, *numbers: int) -> None:
+def put(bus: Bus, *numbers: int, length: int = LENGTH) -> None:
     client = bus.client(bus.holder)
     region = Region.map(bus.run_dir / "region")
-    reserved = client.call(Reserve(bus.holder.id, LAYOUT, [NewEntry(key(n), LENGTH) for n in numbers]), ANSWER_MS)
+    reserved = client.call(Reserve(bus.holder.id, LAYOUT, [NewEntry(key(n), length) for n in numbers]), ANSWER_MS)
     assert isinstance(reserved, Reserved)
     assert [slot.key for slot in reserved.slots] == [key(n) for n in numbers]
     written = []
     for n, slot in zip(numbers, reserved.slots, strict=True):
-        region.data[slot.offset : slot.offset + LENGTH] = content(n)
-        written.append(WrittenEntry(slot.slot, slot.generation, blake3(content(n), key=DIGEST_KEY).digest()))
+        region.data[slot.offset : slot.offset + length] = content(n, length)
+        written.append(WrittenEntry(slot.slot, slot.generation, blake3(content(n, length), key=DIGEST_KEY).digest()))
     client.submit(Commit(bus.holder.id, written))
     wait_for(lambda: bus.daemon.statistics()["writing"] == 0)
     client.close()
     region.close()
 
 
-def get(bus: Bus, *numbers: int) -> list[tuple[bytes, str]]:
-    """The bytes and the source of every chunk that came."""
+def get(bus: Bus, *numbers: int, layout: bytes = LAYOUT, check: bool = False) -> list[tuple[bytes, str]]:
+    """The bytes and the source of every chunk that came. ``check``: as an engine does, which quarantines what fails its digest."""
     client = bus.client(bus.holder)
     region = Region.map(bus.run_dir / "region")
-    granted = client.call(Acquire(bus.holder.id, LAYOUT, [key(n) for n in numbers], 500), ANSWER_MS)
+    granted = client.call(Acquire(bus.holder.id, layout, [key(n) for n in numbers], 500), ANSWER_MS)
     assert isinstance(granted, Granted)
     found = []
     for extent in granted.extents:
@@ -63,7 +63,11 @@ def get(bus: Bus, *numbers: int) -> list[tuple[bytes, str]]:
             wait_for(lambda state=state: state() != State.RESERVED)  # type: ignore[misc]
             if state() != State.COMMITTED:
                 break
-        found.append((bytes(region.data[extent.offset : extent.offset + extent.length]), extent.source))
+        text = bytes(region.data[extent.offset : extent.offset + extent.length])
+        if check and blake3(text, key=DIGEST_KEY).digest() != extent.digest:
+            client.call(Quarantine(extent.key, extent.digest), ANSWER_MS)
+            break
+        found.append((text, extent.source))
     client.submit(Release([granted.lease]))
     client.close()
     region.close()
