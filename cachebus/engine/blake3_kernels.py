@@ -104,7 +104,9 @@ def leaves(addresses, blocks, extents, key, nodes, shape, PAGE_LEAVES: tl.conste
     block = tl.load(blocks + entry * in_entry + page % in_entry)
     inside = tl.load(addresses + page // in_entry) + block * stride + (leaf % PAGE_LEAVES).to(tl.int64) * 1024
     outside = tl.load(extents + entry) + leaf.to(tl.int64) * 1024
-    words = tl.multiple_of(tl.where(block >= 0, inside, outside), 16).to(tl.pointer_type(tl.uint32))
+    words = tl.where(block >= 0, inside, outside).to(tl.pointer_type(tl.uint32))
+    # Pages and extents lie at multiples of 1024: four words are one load.
+    words = tl.multiple_of(words, 16)
     counter = leaf.to(tl.uint32)
     h = _key_words(key, counter * 0)
     for number in range(16):
@@ -118,18 +120,13 @@ def leaves(addresses, blocks, extents, key, nodes, shape, PAGE_LEAVES: tl.conste
     _store(nodes, entry * leaf_count + leaf, h, there)
 
 
-@triton.jit(do_not_specialize=["count"])
-def joined(below, key, above, count, LANES: tl.constexpr):
-    """Joins the ``count`` nodes of each entry in ``below`` [entry, node, 8] in pairs; a last one without a partner moves up as it is."""
-    entry = tl.program_id(1).to(tl.int64)
-    node = tl.program_id(0) * LANES + tl.arange(0, LANES)
-    above_count = (count + 1) // 2
-    there = node < above_count
-    node = tl.where(there, node, 0)
+@triton.jit
+def _join(below, above, key, count, node, there):
+    """The nodes ``node`` of the level above ``count`` nodes. A last one without a partner moves up as it is."""
     alone = 2 * node + 1 >= count
-    words = tl.multiple_of(below + (entry * count + 2 * node) * 8, 16)
+    words = below + node.to(tl.int64) * 16
     # A node without a partner is read twice: what would follow it may lie behind the end.
-    partner = tl.multiple_of(below + (entry * count + tl.where(alone, 2 * node, 2 * node + 1)) * 8, 16)
+    partner = words + tl.where(alone, 0, 8)
     l0, l1, l2, l3 = _four(words, 0)
     l4, l5, l6, l7 = _four(words, 4)
     r0, r1, r2, r3 = _four(partner, 0)
@@ -139,4 +136,37 @@ def joined(below, key, above, count, LANES: tl.constexpr):
     h = _compressed(_key_words(key, zero), (l0, l1, l2, l3, l4, l5, l6, l7, r0, r1, r2, r3, r4, r5, r6, r7), zero, flags)
     left = (l0, l1, l2, l3, l4, l5, l6, l7)
     for word in tl.static_range(8):
-        tl.store(above + (entry * above_count + node) * 8 + word, tl.where(alone, left[word], h[word]), mask=there)
+        tl.store(above + node.to(tl.int64) * 8 + word, tl.where(alone, left[word], h[word]), mask=there)
+
+
+@triton.jit(do_not_specialize=["count"])
+def joined(below, above, key, count, LANES: tl.constexpr):
+    """Joins the ``count`` nodes of each entry in ``below`` [entry, node, 8] in pairs; one pair a lane."""
+    entry = tl.program_id(1).to(tl.int64)
+    node = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    half = (count + 1) // 2
+    there = node < half
+    _join(below + entry * count * 8, above + entry * half * 8, key, count, tl.where(there, node, 0), there)
+
+
+@triton.jit(do_not_specialize=["count"])
+def climbed(nodes, scratch, key, digests, count, LANES: tl.constexpr):
+    """Joins all ``count`` nodes of each entry, level by level, one entry a program; ``scratch`` is as large as ``nodes``."""
+    entry = tl.program_id(0).to(tl.int64)
+    below = nodes + entry * count * 8
+    above = scratch + entry * count * 8
+    left = count
+    while left > 1:
+        half = (left + 1) // 2
+        start = half * 0
+        while start < half:
+            node = start + tl.arange(0, LANES)
+            there = node < half
+            _join(below, above, key, left, tl.where(there, node, 0), there)
+            start += LANES
+        # The next level reads what other threads of this program wrote.
+        tl.debug_barrier()
+        below, above = above, below
+        left = half
+    words = tl.arange(0, 8)
+    tl.store(digests + entry * 8 + words, tl.load(below + words))

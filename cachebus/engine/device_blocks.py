@@ -8,7 +8,7 @@ copied out, or of what arrived.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -22,7 +22,7 @@ from cachebus.errors import RegionError, UnsupportedModel
 BATCH_BYTES = 128 << 20
 """About 2.4 ms of PCIe 5: long against the half millisecond that a call costs, short against a pull."""
 
-LOAD_THREADS = 2
+THREADS = 2
 """While one waits for its batch, the other has handed over the next."""
 
 
@@ -33,7 +33,7 @@ class DeviceBlocks:
         self.page_bytes = layers[0].page_bytes
         self.block_bytes = self.page_bytes * len(layers)
         self.load_bytes = self.save_bytes = BATCH_BYTES
-        self.load_threads = LOAD_THREADS
+        self.load_threads = self.save_threads = THREADS
         strides = {layer.stride_bytes for layer in layers}
         if len(strides) != 1 or self.page_bytes % LEAF_BYTES:
             raise UnsupportedModel(f"blocks of {self.page_bytes} bytes every {sorted(strides)} can't be digested on a GPU: set model.block_size")
@@ -46,25 +46,27 @@ class DeviceBlocks:
         self._own = threading.local()
         _register(region)
         # The kernels are compiled now, not in somebody's first token.
-        self._start_digests([Entry([-1], region[: self.block_bytes])], bytes(DIGEST_BYTES))
+        key = bytes(DIGEST_BYTES)
+        self._digests([_Alike([Entry([-1], region[: self.block_bytes])], self._device, key)], key)
 
     def computed(self) -> Computed:
         event: Computed = torch.cuda.current_stream(self._device).record_event()
         return event
 
     def save(self, entries: Sequence[Entry], key: bytes | None) -> list[bytes]:
-        device, host, sizes = self._copies(entries)
         with torch.cuda.stream(self._stream()):
-            digests = self._start_digests(entries, key)
+            alike = [_Alike(group, self._device, key) for group in _by_blocks(entries)]
+            device, host, sizes = self._copies(alike)
             _custom_ops.swap_blocks_batch(device, host, sizes)
-            return self._taken(digests, entries)
+            return self._taken(self._digests(alike, key), entries)
 
     def load(self, entries: Sequence[Entry], key: bytes | None) -> list[bytes]:
-        device, host, sizes = self._copies(entries)
         with torch.cuda.stream(self._stream()):
+            alike = [_Alike(group, self._device, key) for group in _by_blocks(entries)]
+            device, host, sizes = self._copies(alike)
             # Nobody writes a leased extent, so the copy engine may read ahead.
             _custom_ops.swap_blocks_batch(host, device, sizes, is_src_access_order_any=True)
-            return self._taken(self._start_digests(entries, key), entries)
+            return self._taken(self._digests(alike, key), entries)
 
     def _stream(self) -> torch.cuda.Stream:
         stream: torch.cuda.Stream | None = getattr(self._own, "stream", None)
@@ -73,42 +75,59 @@ class DeviceBlocks:
             stream = self._own.stream = torch.cuda.Stream(self._device)
         return stream
 
-    def _copies(self, entries: Sequence[Entry]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _copies(self, alike: Sequence[_Alike]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Address on the device, address in the region and length of every run of pages."""
-        device, host, sizes = [], [], []
-        layers = np.arange(len(self._layers), dtype=np.int64)[:, None]
-        for entry in entries:
-            blocks = np.asarray(entry.blocks, dtype=np.int64)
-            follows = (np.diff(blocks) == 1) & (blocks[:-1] >= 0) & (self._stride == self.page_bytes)
-            starts = np.flatnonzero(np.concatenate(([True], ~follows)))
-            counts = np.diff(np.append(starts, len(blocks)))
-            wanted = blocks[starts] >= 0
-            starts, counts = starts[wanted], counts[wanted]
-            device.append((self._addresses[:, None] + blocks[starts] * self._stride).ravel())
-            host.append((address_of(entry.extent) + (layers * len(blocks) + starts) * self.page_bytes).ravel())
-            sizes.append(np.broadcast_to(counts * self.page_bytes, (len(self._layers), len(counts))).ravel())
-        found = [torch.from_numpy(np.concatenate(parts)) for parts in (device, host, sizes)]
+        found = [torch.from_numpy(np.concatenate(parts)) for parts in zip(*(self._runs(group) for group in alike), strict=True)]
         return found[0], found[1], found[2]
 
-    def _start_digests(self, entries: Sequence[Entry], key: bytes | None) -> list[torch.Tensor]:
-        """Digests on the device, for entries in a row that have the same number of blocks together; none without a key."""
+    def _runs(self, alike: _Alike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same for entries with equally many blocks. Blocks that follow each other in both places are one run."""
+        blocks, (entries, in_entry) = alike.blocks, alike.blocks.shape
+        begins = np.ones((entries, in_entry), dtype=bool)
+        if self._stride == self.page_bytes:
+            begins[:, 1:] = (np.diff(blocks) != 1) | (blocks[:, :-1] < 0)
+        places = np.flatnonzero(begins)
+        counts = np.diff(np.append(places, entries * in_entry))
+        wanted = blocks.ravel()[places] >= 0
+        places, counts = places[wanted], counts[wanted]
+        device = self._addresses[:, None] + blocks.ravel()[places] * self._stride
+        layers = np.arange(len(self._addresses), dtype=np.int64)[:, None] * (in_entry * self.page_bytes)
+        host = layers + (alike.extents[places // in_entry] + places % in_entry * self.page_bytes)
+        sizes = np.broadcast_to(counts * self.page_bytes, device.shape)
+        return device.ravel(), host.ravel(), sizes.ravel()
+
+    def _digests(self, alike: Sequence[_Alike], key: bytes | None) -> list[torch.Tensor]:
         if key is None:
             return []
         if key not in self._keys:
             self._keys[key] = self._digest.key(key)
-        found = []
-        for _, group in groupby(entries, lambda entry: len(entry.blocks)):
-            alike = list(group)
-            blocks = torch.tensor([entry.blocks for entry in alike], dtype=torch.int64).to(self._device)
-            extents = torch.tensor([address_of(entry.extent) for entry in alike], dtype=torch.int64).to(self._device)
-            found.append(self._digest.digests(blocks, extents, self._keys[key]))
-        return found
+        return [self._digest.digests(*group.on_device, self._keys[key]) for group in alike if group.on_device]
 
     def _taken(self, digests: Sequence[torch.Tensor], entries: Sequence[Entry]) -> list[bytes]:
         """Waits for all that is on the current stream."""
         torch.cuda.current_stream(self._device).synchronize()
         taken = b"".join(words.cpu().numpy().tobytes() for words in digests)
         return [taken[place : place + DIGEST_BYTES] for place in range(0, len(taken), DIGEST_BYTES)] or [b""] * len(entries)
+
+
+class _Alike:
+    """Entries with equally many blocks: ``blocks`` [entry, block] and ``extents``, the address of each; ``on_device``: both on the GPU, with a key.
+
+    Made before the copies, since the way to the device waits for what is on the stream.
+    """
+
+    def __init__(self, entries: Sequence[Entry], device: torch.device, key: bytes | None) -> None:
+        self.blocks = np.array([entry.blocks for entry in entries], dtype=np.int64)
+        self.extents = np.array([address_of(entry.extent) for entry in entries], dtype=np.int64)
+        self.on_device: tuple[torch.Tensor, torch.Tensor] | None = None
+        if key is not None:
+            both = torch.from_numpy(np.concatenate([self.blocks.ravel(), self.extents])).to(device)
+            self.on_device = both[: self.blocks.size].view(self.blocks.shape), both[self.blocks.size :]
+
+
+def _by_blocks(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Entries in a row with equally many blocks."""
+    return (list(group) for _, group in groupby(entries, lambda entry: len(entry.blocks)))
 
 
 def _register(region: memoryview) -> None:

@@ -19,7 +19,9 @@ LEAF_BYTES = 1024
 DIGEST_BYTES = 32
 _WORDS = 8
 _LEAVES_AT_ONCE = 128
-_NODES_AT_ONCE = 256
+_PAIRS_AT_ONCE = 128
+_CLIMBED_MAX, _CLIMBED_AT_ONCE, _CLIMBING_WARPS = 2048, 256, 8
+"""So few nodes of an entry are joined by one program, which costs one launch instead of one a level."""
 
 
 class DeviceDigest:
@@ -49,8 +51,10 @@ class DeviceDigest:
         grid = (triton.cdiv(leaves, _LEAVES_AT_ONCE), entries)
         shape = self._shapes[in_entry]
         kernels.leaves[grid](self._addresses, blocks, extents, key, nodes, shape, PAGE_LEAVES=self._page_leaves, LANES=_LEAVES_AT_ONCE)
-        while (count := nodes.shape[1]) > 1:
+        while (count := nodes.shape[1]) > _CLIMBED_MAX:
             above = torch.empty((entries, -(-count // 2), _WORDS), dtype=torch.uint32, device=self._device)
-            kernels.joined[(triton.cdiv(above.shape[1], _NODES_AT_ONCE), entries)](nodes, key, above, count, LANES=_NODES_AT_ONCE)
+            kernels.joined[(triton.cdiv(above.shape[1], _PAIRS_AT_ONCE), entries)](nodes, above, key, count, LANES=_PAIRS_AT_ONCE)
             nodes = above
-        return nodes[:, 0]
+        found = torch.empty((entries, _WORDS), dtype=torch.uint32, device=self._device)
+        kernels.climbed[(entries,)](nodes, torch.empty_like(nodes), key, found, count, LANES=_CLIMBED_AT_ONCE, num_warps=_CLIMBING_WARPS)
+        return found

@@ -36,6 +36,7 @@ class Publisher:
     def __init__(self, run_dir: Path, holder: Holder, worker: str, layout: bytes, blocks: Blocks, region: Region) -> None:
         self._holder, self._layout, self._blocks, self._region = holder, layout, blocks, region
         self._thread = ThreadPoolExecutor(1, "headstart-publisher")
+        self._copiers = ThreadPoolExecutor(blocks.save_threads, "headstart-copier")
         self._copying: Future[None] | None = None
         self._saves: dict[bytes, Save] = {}
         self._ticket = 0
@@ -64,6 +65,7 @@ class Publisher:
         self._settle()
         self._thread.submit(self._client.close)
         self._thread.shutdown()
+        self._copiers.shutdown()
 
     def _settle(self) -> None:
         """Waits until the blocks of the last step's saves are read."""
@@ -94,17 +96,18 @@ class Publisher:
         if not self._ticket:
             self.counts["unpublished_chunks"] += len(saves)
         computed.synchronize()
-        for batch in in_batches(slots, self._blocks.save_bytes, lambda slot: self._length(saves[slot.key])):
-            self._client.submit(Commit(self._holder.id, self._write(saves, batch)))
+        batches = in_batches(slots, self._blocks.save_bytes, lambda slot: self._length(saves[slot.key]))
+        for written in self._copiers.map(lambda batch: self._write(saves, batch), batches):
+            self._client.submit(Commit(self._holder.id, written))
+        self.counts["published_bytes"] += sum(self._length(saves[slot.key]) for slot in slots)
+        self.counts["published_chunks"] += len(slots)
         self.writing = []
         self.counts["publish_seconds"] += time.perf_counter() - started
 
     def _write(self, saves: Mapping[bytes, Save], slots: Sequence[Slot]) -> list[WrittenEntry]:
-        lengths = [self._length(saves[slot.key]) for slot in slots]
-        extents = [self._region.data[slot.offset : slot.offset + length] for slot, length in zip(slots, lengths, strict=True)]
+        data = self._region.data
+        extents = [data[slot.offset : slot.offset + self._length(saves[slot.key])] for slot in slots]
         digests = self._blocks.save([Entry(saves[slot.key].blocks, extent) for slot, extent in zip(slots, extents, strict=True)], self._key)
-        self.counts["published_bytes"] += sum(lengths)
-        self.counts["published_chunks"] += len(slots)
         return [WrittenEntry(slot.slot, slot.generation, digest) for slot, digest in zip(slots, digests, strict=True)]
 
     def _length(self, save: Save) -> int:

@@ -12,6 +12,7 @@ import torch
 from blake3 import blake3
 
 from cachebus.engine.blocks import Entry, open_blocks
+from cachebus.engine.device_blocks import _Alike
 
 pytestmark = pytest.mark.gpu
 KEY = bytes(range(32))
@@ -19,7 +20,8 @@ LAYERS, PAGE, IN_CHUNK = 32, 65536, 16
 CHUNK_BYTES = LAYERS * PAGE * IN_CHUNK
 CHUNKS = 32
 BLOCKS = CHUNKS * IN_CHUNK
-SHARE_OF_BUS_MIN = 0.85
+SHARE_OF_BUS_MIN = {"neighbours": 0.75, "shuffled": 0.45}
+"""One call alone, which hands over all its pages before the first byte moves; pulls have two calls under way."""
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +84,8 @@ def test_copies_are_right_and_as_fast_as_the_bus(region: memoryview, capsys: pyt
                     batch = seconds(lambda work=work, some=some, key=key: work(some, key))
                     text = "with digest" if key else "without"
                     print(f"{way}, {name}, {text}: {total / batch / 1e9:.1f} GB/s, {limit / batch:.2f} of one pinned copy")
-                    assert limit / batch >= SHARE_OF_BUS_MIN or key
-        digest = seconds(lambda: (blocks._start_digests(in_order, KEY), torch.cuda.synchronize()))  # type: ignore[attr-defined]
-        print(f"digest alone: {total / digest / 1e9:.0f} GB/s")
-        four = seconds(lambda: (blocks._start_digests(in_order[:4], KEY), torch.cuda.synchronize()))  # type: ignore[attr-defined]
-        print(f"digest of one batch of 4 chunks: {1000 * four:.3f} ms")
+                    assert limit / batch >= SHARE_OF_BUS_MIN[name]
+        for some in (in_order, in_order[:4]):
+            alike = [_Alike(some, torch.device("cuda"), KEY)]
+            alone = seconds(lambda alike=alike: blocks._digests(alike, KEY))  # type: ignore[attr-defined]
+            print(f"digests of {len(some)} chunks: {1000 * alone:.3f} ms, {len(some) * CHUNK_BYTES / alone / 1e9:.0f} GB/s")
