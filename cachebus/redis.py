@@ -139,13 +139,16 @@ class Remote:
             return False
         parts = _parts(payload)
         expiry = [b"EX", str(self._settings.ttl_seconds).encode()] if self._settings.ttl_seconds else []
+        values = [*zip(_part_names(name, len(parts)), parts, strict=True), (name, memoryview(pack_header(header)))]
         with self._connection(where, patience=WRITE_PATIENCE) as line:
-            for part_name, part in [*zip(_part_names(name, len(parts)), parts, strict=True), (name, memoryview(pack_header(header)))]:
-                line.send(command_parts([b"SET", part_name.encode(), part, *expiry]))
-                error = line.receive_status()
-                if error:
-                    self._not_written(where, error)
-                    return False
+            answers = _sent(line, [command_parts([b"SET", at.encode(), value, *expiry]) for at, value in values])
+            if error := next(filter(None, answers), ""):
+                if len(answers) == len(values) and not answers[-1]:
+                    # The header went out before the last part's refusal came; without that part it promises what is not there.
+                    line.send([command(b"DEL", name.encode())])
+                    line.receive_status()
+                self._not_written(where, error)
+                return False
         self.counts["written_bytes"] += len(payload)
         return True
 
@@ -318,6 +321,25 @@ class Remote:
             if time.monotonic() >= self._refused_until.get(where, 0.0):
                 log.warning("redis: %s takes no chunks now: %s", redacted(self._settings.url), error)
             self._refused_until[where] = time.monotonic() + REFUSED_SECONDS
+
+
+def _sent(line: Line, commands: Sequence[Sequence[bytes | memoryview]]) -> list[str]:
+    """Sends commands, each while the server still works on the one before; their statuses as ``Line.receive_status`` gives them.
+
+    None is sent any more once one was refused, so there may be fewer statuses than commands.
+    """
+    answers: list[str] = []
+    sent = 0
+    for words in commands:
+        if any(answers):
+            break
+        line.send(words)
+        sent += 1
+        if sent > 1:
+            answers.append(line.receive_status())
+    while len(answers) < sent:
+        answers.append(line.receive_status())
+    return answers
 
 
 def _parts(payload: memoryview) -> list[memoryview]:

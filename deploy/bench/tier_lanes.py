@@ -24,7 +24,7 @@ from cachebus.settings import CacheSettings, SecuritySettings
 from cachebus.table import Record, State
 from cachebus.wire import Tier
 from deploy.bench.tier_goals import OURS, UNCHECKED
-from deploy.bench.tier_values import GET, PUT, Load, Subject, fill, key
+from deploy.bench.tier_values import GET, PATIENCE_MS, PUT, Load, Subject, fill, key
 
 LAYOUT = b"l" * 16
 DIGEST_KEY = b"k" * 32
@@ -152,7 +152,8 @@ class Lanes:
 @contextlib.contextmanager
 def subjects(load: Load, folder: Path, redis_url: str) -> Iterator[list[Subject]]:
     """DRAM, NVMe in ``folder`` and, where ``redis_url`` is not "", Redis, each checked and, as a diagnosis, read unchecked."""
-    cache = CacheSettings(local_disk=str(folder), max_local_disk_size=(1.1 * load.total + _SPARE_BYTES) / 1e9, remote_url=redis_url)
+    disk_size = (1.1 * load.total + _SPARE_BYTES) / 1e9
+    cache = CacheSettings(local_disk=str(folder), max_local_disk_size=disk_size, remote_url=redis_url, remote_timeout_ms=PATIENCE_MS)
     connections = cache.remote_connections
     tiers: dict[Tier, dict[str, int]] = {"nvme": {PUT: DISK_WRITERS, GET: DISK_READERS}}
     if redis_url:

@@ -67,4 +67,4 @@ def _subject(name: str, case: str, workers: int, load: Load, python: str, adapte
             output_of(command, {**os.environ, "LMCACHE_TRACK_USAGE": "false"})
             return speeds(output.read_text(), load.size)
 
-    return Subject(name, case, {PUT: workers, GET: workers}, measure)
+    return Subject(name, case, {PUT: workers, GET: workers}, measure, warms_itself=True)

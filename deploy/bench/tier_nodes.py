@@ -30,7 +30,7 @@ from cachebus.table import State
 from cachebus.zeromq_peers import new_pair
 from deploy.bench.tier_goals import OURS
 from deploy.bench.tier_lanes import LAYOUT, shared_memory
-from deploy.bench.tier_values import GET, KEY_BYTES, Load, Subject, fill, key
+from deploy.bench.tier_values import GET, KEY_BYTES, PATIENCE_MS, Load, Subject, fill, key
 
 _HOST = "127.0.0.1"
 _ANSWER_MS = 10_000
@@ -152,7 +152,7 @@ def two_nodes(load: Load, *, keys: bool) -> Iterator[Callable[[], dict[str, floa
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headstart-bench-")))
         secured = list(_secured(folder, keys=keys))
-        base = CacheSettings(max_local_cpu_size=(1.02 * load.total + _SPARE_BYTES) / 1e9)
+        base = CacheSettings(max_local_cpu_size=(1.02 * load.total + _SPARE_BYTES) / 1e9, peer_timeout_ms=PATIENCE_MS)
         ports = [_three_ports(), 0]
         caches = [
             msgspec.structs.replace(base, node_port=ports[0]),

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 KEY_BYTES = 32
+PATIENCE_MS = 2000
+"""Tiers may be silent for so long here: on a machine where others work a chunk that is late is slow, not a failed measurement."""
 _TILE_BYTES = 1 << 20
 PUT, GET = "put_bytes_per_second", "get_bytes_per_second"
 
@@ -31,12 +33,16 @@ class Load:
 
 @dataclass(frozen=True)
 class Subject:
-    """One system on one tier. ``measure`` gives bytes per second by metric; ``concurrency`` is how many threads or connections each metric had."""
+    """One system on one tier. ``measure`` gives bytes per second by metric; ``concurrency`` is how many threads or connections each metric had.
+
+    ``warms_itself``: it moves everything once before it measures.
+    """
 
     system: str
     case: str
     concurrency: dict[str, int]
     measure: Callable[[], dict[str, float]]
+    warms_itself: bool = False
 
 
 def key(number: int) -> bytes:

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     for load in loads:
         with _subjects(load, options) as subjects:
             for number in range(-1, options.runs):
-                for subject in subjects:
+                for subject in subjects if number >= 0 else [one for one in subjects if not one.warms_itself]:
                     _measure(gathered, subject, load, counts=number >= 0)
                 _say(f"{load.label}: " + ("warm" if number < 0 else f"round {number + 1} of {options.runs}"))
     rows = _rows(gathered)
