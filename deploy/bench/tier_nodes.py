@@ -41,6 +41,7 @@ _POLL_SECONDS = 0.0005
 _SPARE_BYTES = 64 << 20
 _NODE_PORTS = 3
 _TRIES = 100
+_TORN_READS_MAX = 20
 
 
 class Node:
@@ -123,19 +124,27 @@ def pulled(node: Node, load: Load) -> dict[str, float]:
     if not isinstance(granted, Granted) or len(granted.extents) != load.count or {e.source for e in granted.extents} != {"peer"}:
         raise HeadstartError("the chunks were not all granted from the peer")
     for extent in granted.extents:
-        while (record := node.region.table.record(extent.slot)) is not None and record.state == State.RESERVED:
-            if time.perf_counter() - started > _GET_SECONDS_MAX:
-                raise HeadstartError(f"the peer's chunks did not come within {_GET_SECONDS_MAX:g} s")
-            time.sleep(_POLL_SECONDS)
-        if record is None or record.state != State.COMMITTED:
+        if not _committed(node.region, extent.slot, started + _GET_SECONDS_MAX):
             raise HeadstartError(f"a chunk of the peer did not come: {node.last_words()}")
     seconds = time.perf_counter() - started
-    first = granted.extents[-1].offset
-    if node.region.data[first : first + KEY_BYTES] != granted.extents[-1].key:
+    last = granted.extents[-1].offset
+    if node.region.data[last : last + KEY_BYTES] != granted.extents[-1].key:
         raise HeadstartError("the peer's bytes are not those that were stored there")
     node.client.submit(Release([granted.lease]))
     node.client.call(Clear(["dram"]), _ANSWER_MS)
     return {GET: load.total / seconds}
+
+
+def _committed(region: Region, slot: int, deadline: float) -> bool:
+    """Waits until a record says what became of the chunk. One that can't be read is just being written, unless that stays so."""
+    torn = 0
+    while time.perf_counter() < deadline and torn < _TORN_READS_MAX:
+        record = region.table.record(slot)
+        if record is not None and record.state != State.RESERVED:
+            return record.state == State.COMMITTED
+        torn = torn + 1 if record is None else 0
+        time.sleep(_POLL_SECONDS)
+    return False
 
 
 @contextlib.contextmanager
