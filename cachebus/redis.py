@@ -33,6 +33,9 @@ log = logging.getLogger("headstart.cachebus")
 PART_BYTES = 4 << 20
 """Larger values are slow on every client and server."""
 
+PARTS_MAX = 32
+"""Parts that are forgotten with a header, there or not: no chunk is larger than 128 MiB."""
+
 REFUSED_SECONDS = 5.0
 """How long nothing is written after the server had no room or refused to be written."""
 
@@ -158,7 +161,9 @@ class Remote:
         for name in map(self._name, keys):
             where = self._server.where(name)
             with self._controlled(where):
+                # The header first: what has none is not there. What parts it had is not known any more.
                 count += int(self._server.client(where).delete(name))
+                self._server.client(where).unlink(*_part_names(name, PARTS_MAX))
         return count
 
     def scan(self) -> Iterator[bytes]:

@@ -56,6 +56,7 @@ def test_a_chunk_comes_back_byte_for_byte(server: RedisServer, length: int) -> N
     assert list(tier.scan()) == [header.key]
     assert all(0 < server.client.ttl(name) <= 60 for name in server.client.keys("*"))
     assert tier.delete([header.key]) == 1
+    assert not server.client.keys("*")
     assert tier.probe([header.key]) == [None]
     assert not tier.get(header, memoryview(into))
 

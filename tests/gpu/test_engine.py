@@ -79,6 +79,11 @@ def answers(engine: OfflineEngine) -> list[Asked]:
     return [engine.ask(seed, tokens, ANSWER) for seed, tokens in PROMPTS]
 
 
+def whole(asked: list[Asked]) -> bool:
+    """Whether all but the last token of each prompt were had; vLLM 0.25.1 counts that one, too."""
+    return all(tokens - 1 <= one.cached <= tokens for one, (_, tokens) in zip(asked, PROMPTS, strict=True))
+
+
 def test_hits_give_the_tokens_of_plain_vllm_and_changed_chunks_are_computed_again(node: Node) -> None:
     plain = node.engine("plain", connected=False)
     expected = [asked.token_ids for asked in answers(plain)]
@@ -95,7 +100,7 @@ def test_hits_give_the_tokens_of_plain_vllm_and_changed_chunks_are_computed_agai
     second = node.engine("second")
     hits = answers(second)
     assert [asked.token_ids for asked in hits] == hit_expected
-    assert [asked.cached for asked in hits] == [tokens - 1 for _, tokens in PROMPTS]
+    assert whole(hits)
     second.stop()
     assert node.statistics()["integrity_failures_total"] == 0
 
@@ -109,5 +114,5 @@ def test_hits_give_the_tokens_of_plain_vllm_and_changed_chunks_are_computed_agai
     assert not any(asked.cached for asked in again)
     assert node.statistics()["integrity_failures_total"] > 0
     third.empty_hbm()
-    assert [asked.cached for asked in answers(third)] == [tokens - 1 for _, tokens in PROMPTS]
+    assert whole(answers(third))
     third.stop()
