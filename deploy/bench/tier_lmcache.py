@@ -16,21 +16,16 @@ from deploy.bench.tier_values import GET, PUT, Load, Subject
 _DISK_WORKERS, _REDIS_WORKERS = 4, 8
 """LMCache's defaults."""
 _PAGE_BYTES = 4096
-BUFFERED, BUFFERED_NATIVE = "nvme, page cache, fs", "nvme, page cache, fs_native"
+BUFFERED = "nvme, page cache"
 
 
 def subjects(load: Load, folder: Path, python: str, redis: tuple[str, int] | None) -> list[Subject]:
-    """Its ``fs`` and ``fs_native`` backends with O_DIRECT and through the page cache, and ``resp`` on the server at ``redis``."""
+    """Its ``fs`` and ``fs_native`` with O_DIRECT, ``fs`` by default settings (the page cache), and ``resp`` on the server at ``redis``."""
     found = []
-    for kind, direct, case in (
-        ("fs", True, "nvme"),
-        ("fs_native", True, "nvme"),
-        ("fs", False, BUFFERED),
-        ("fs_native", False, BUFFERED_NATIVE),
-    ):
+    for kind, direct in (("fs", True), ("fs_native", True), ("fs", False)):
         adapter = {"type": kind, "base_path": "", "use_odirect": direct}
-        name = LMCACHE if kind == "fs" or not direct else f"{LMCACHE} {kind}"
-        found.append(_subject(name, case, _DISK_WORKERS, load, python, adapter, folder))
+        name = LMCACHE if kind == "fs" else f"{LMCACHE} {kind}"
+        found.append(_subject(name, "nvme" if direct else BUFFERED, _DISK_WORKERS, load, python, adapter, folder))
     if redis:
         adapter = {"type": "resp", "host": redis[0], "port": redis[1]}
         found.append(_subject(LMCACHE, "redis", _REDIS_WORKERS, load, python, adapter, folder))

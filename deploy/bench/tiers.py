@@ -1,6 +1,6 @@
 """The benchmark ``headstart bench tiers``: bytes per second into each tier and out of it, beside what the host can do and what LMCache does.
 
-All systems take turns, each measured once in a round, so that what changes on the machine meanwhile changes for all.
+All systems take turns, each measured once in a round and not always in the same order, so that what changes on the machine meanwhile changes for all.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     for load in loads:
         with _subjects(load, options) as subjects:
             for number in range(-1, options.runs):
-                for subject in subjects if number >= 0 else [one for one in subjects if not one.warms_itself]:
+                for subject in in_turn(subjects, number) if number >= 0 else [one for one in subjects if not one.warms_itself]:
                     _measure(gathered, subject, load, counts=number >= 0)
                 _say(f"{load.label}: " + ("warm" if number < 0 else f"round {number + 1} of {options.runs}"))
     rows = _rows(gathered)
@@ -75,6 +75,17 @@ def chosen_loads(sizes: str, gigabytes: float) -> list[Load]:
     return [Load(size, max(_CHUNKS_MIN, int(gigabytes * 1e9) // size // _CHUNKS_MIN * _CHUNKS_MIN)) for size in chosen]
 
 
+def in_turn(subjects: Sequence[Subject], number: int) -> list[Subject]:
+    """The order of a round: what is compared one right after the other, and each time another one first.
+
+    Whoever is first finds memory that a server gave back to the system meanwhile, and caches of another tier.
+    """
+    by_tier: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        by_tier.setdefault(subject.case.partition(",")[0], []).append(subject)
+    return [one for group in by_tier.values() for one in group[number % len(group) :] + group[: number % len(group)]]
+
+
 @contextlib.contextmanager
 def _subjects(load: Load, options: argparse.Namespace) -> Iterator[list[Subject]]:
     with contextlib.ExitStack() as stack:
@@ -92,8 +103,7 @@ def _subjects(load: Load, options: argparse.Namespace) -> Iterator[list[Subject]
         found += tier_limits.zeromq_streams(load)
         if options.lmcache_python:
             found += tier_lmcache.subjects(load, folder, str(options.lmcache_python), at)
-        # What is compared is measured one right after the other.
-        yield sorted(found, key=lambda subject: subject.case.split(",")[0])
+        yield found
 
 
 def _measure(gathered: _Gathered, subject: Subject, load: Load, *, counts: bool) -> None:

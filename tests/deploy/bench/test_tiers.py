@@ -83,6 +83,11 @@ def test_sizes_and_bounds() -> None:
             tiers.chosen_loads(wrong, 1.0)
 
 
+def test_each_is_first_once_among_those_it_is_compared_with() -> None:
+    a, b, c, d = (Subject(name, case, {}, dict) for name, case in (("a", "peer"), ("b", "nvme"), ("c", "peer, CURVE"), ("d", "peer")))
+    assert [tiers.in_turn([a, b, c, d], number) for number in range(3)] == [[a, c, d, b], [c, d, a, b], [d, a, c, b]]
+
+
 @pytest.fixture
 def redis_url(tmp_path: Path) -> object:
     folder = tmp_path / "redis"
