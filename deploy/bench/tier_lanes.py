@@ -119,16 +119,18 @@ class Lanes:
         started = time.perf_counter()
         for job in jobs:
             self._below.start(job)
-        left = len(jobs)
+        left, failed = len(jobs), 0
         while left:
             if time.perf_counter() - started > _SECONDS_MAX:
                 raise HeadstartError(f"{left} of {len(jobs)} chunks were not moved within {_SECONDS_MAX:g} s")
             self._woken.wait(1)
             self._woken.clear()
-            for number, outcome in self._below.outcomes():
-                if not outcome.good:
-                    raise HeadstartError(f"chunk {number - 1}: {type(jobs[0]).__name__.lower()} on {jobs[0].tier} failed")
-                left -= 1
+            outcomes = [outcome for _, outcome in self._below.outcomes()]
+            left -= len(outcomes)
+            failed += sum(not outcome.good for outcome in outcomes)
+        if failed:
+            # All have ended: none of them is left to be taken for one of the next measurement's.
+            raise HeadstartError(f"{failed} of {len(jobs)} chunks: {type(jobs[0]).__name__.lower()} on {jobs[0].tier} failed")
         return self._load.total / (time.perf_counter() - started)
 
     def _write(self, tier: Tier, number: int) -> Write:
