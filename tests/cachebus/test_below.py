@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,8 +57,12 @@ def get(bus: Bus, *numbers: int, layout: bytes = LAYOUT, check: bool = False) ->
     for extent in granted.extents:
 
         def state(slot: int = extent.slot) -> State | None:
-            record = region.table.record(slot)
-            return record.state if record else None
+            # The daemon may be writing the record just now; one that is unreadable thrice is gone.
+            for _ in range(3):
+                if (record := region.table.record(slot)) is not None:
+                    return record.state
+                time.sleep(0.002)
+            return None
 
         if not extent.ready:
             wait_for(lambda state=state: state() != State.RESERVED)  # type: ignore[misc]
