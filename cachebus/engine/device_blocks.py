@@ -38,7 +38,6 @@ class DeviceBlocks:
         if len(strides) != 1 or self.page_bytes % LEAF_BYTES:
             raise UnsupportedModel(f"blocks of {self.page_bytes} bytes every {sorted(strides)} can't be digested on a GPU: set model.block_size")
         (self._stride,) = strides
-        self._layers = layers
         self._addresses = np.array([layer.address for layer in layers], dtype=np.int64)
         self._device = layers[0].tensor.device
         self._digest = DeviceDigest([layer.address for layer in layers], self._stride, self.page_bytes, self._device)

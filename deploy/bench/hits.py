@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -227,7 +226,7 @@ def _rows(gathered: Gathered, settings: Settings) -> list[report.Row]:
 
 
 def _gpu() -> dict[str, Any]:
-    names = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")) if os.path.isdir("/proc/driver/nvidia/gpus") else []
+    names = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     models = [line.partition(":")[2].strip() for name in names for line in name.read_text().splitlines() if line.startswith("Model")]
     return {"gpus": models} if models else {}
 

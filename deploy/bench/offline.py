@@ -14,7 +14,9 @@ from typing import Any
 from cachebus.engine import process_tree
 from cachebus.errors import HeadstartError
 
-_ANSWER = b"headstart-answer "
+ANSWER = "headstart-answer "
+"""What an answer of the process begins with: vLLM writes to the same pipe."""
+
 _TAIL_LINES = 12
 
 
@@ -59,8 +61,8 @@ class OfflineEngine:
         except BrokenPipeError:
             self._fail()
         for line in self._process.stdout:
-            if line.startswith(_ANSWER):
-                found: dict[str, Any] = json.loads(line.removeprefix(_ANSWER))
+            if line.startswith(ANSWER.encode()):
+                found: dict[str, Any] = json.loads(line.removeprefix(ANSWER.encode()))
                 return found
             self._log.write(line)
         return self._fail()

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from vllm import LLM, SamplingParams
 
-ANSWER = "headstart-answer "
-"""What an answer begins with: vLLM writes to the same pipe."""
+from deploy.bench.offline import ANSWER
 
 _RESET_TRIES, _RESET_SECONDS = 50, 0.2
 _FIRST_TOKEN, _TOKENS = 100, 3900
