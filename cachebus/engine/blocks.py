@@ -61,7 +61,8 @@ class Blocks(Protocol):
 
     Each copy returns, for each entry, the keyed BLAKE3 of the engine's bytes in the extent's order, b"" where ``key`` is None: of what was
     copied out, or of what arrived. Any thread may copy. ``load_bytes`` and ``save_bytes``: how much is best copied by one call;
-    ``load_threads`` and ``save_threads``: how many threads do it fastest.
+    ``load_threads`` and ``save_threads``: how many threads do it fastest. ``save_after_seconds``: how long a save lets the engine hand over what
+    it has just computed.
     """
 
     page_bytes: int
@@ -70,6 +71,7 @@ class Blocks(Protocol):
     save_bytes: int
     load_threads: int
     save_threads: int
+    save_after_seconds: float
 
     def computed(self) -> Computed:
         """Marks the end of what the calling thread has had computed so far."""
@@ -121,6 +123,7 @@ class _HostBlocks:
         # An entry a call, so that threads share a pull; a step's saves are one call, since one thread makes them.
         self.load_bytes, self.save_bytes = 0, 1 << 62
         self.save_threads = 1
+        self.save_after_seconds = 0.0
         self.load_threads = min(LOAD_THREADS_MAX, len(os.sched_getaffinity(0)))
 
     def computed(self) -> Computed:

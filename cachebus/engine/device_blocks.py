@@ -25,6 +25,9 @@ BATCH_BYTES = 128 << 20
 THREADS = 2
 """While one waits for its batch, the other has handed over the next."""
 
+SAVE_AFTER_SECONDS = 0.002
+"""The engine takes about a millisecond from a step's last kernel to the tokens' way out."""
+
 
 class DeviceBlocks:
     """Any thread may copy; each has a stream of its own. Raises RegionError where the device can't register the region."""
@@ -34,6 +37,7 @@ class DeviceBlocks:
         self.block_bytes = self.page_bytes * len(layers)
         self.load_bytes = self.save_bytes = BATCH_BYTES
         self.load_threads = self.save_threads = THREADS
+        self.save_after_seconds = SAVE_AFTER_SECONDS
         strides = {layer.stride_bytes for layer in layers}
         if len(strides) != 1 or self.page_bytes % LEAF_BYTES:
             raise UnsupportedModel(f"blocks of {self.page_bytes} bytes every {sorted(strides)} can't be digested on a GPU: set model.block_size")

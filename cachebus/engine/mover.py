@@ -160,6 +160,10 @@ class Mover(threading.Thread):
         self.counts["pulled_chunks"] += len(copied)
         self.counts["pull_seconds"] += time.perf_counter() - pull.started
         self.counts["late_chunks"] += len(pull.lost)
+        with self._changed:
+            self._finished.add(pull.load.request_id)
+            self._invalid.update(block for piece in [*bad, *pull.lost] for block in piece.blocks if block >= 0)
+            self._changed.notify()
         for piece in bad:
             self.counts["integrity_failures"] += 1
             log.error("chunk %s does not match its digest: it is computed again", piece.key.hex()[:16])
@@ -167,9 +171,6 @@ class Mover(threading.Thread):
         self._client.submit(Release([pull.load.lease]))
         with self._changed:
             self._reading.pop(pull.load.lease, None)
-            self._finished.add(pull.load.request_id)
-            self._invalid.update(block for piece in [*bad, *pull.lost] for block in piece.blocks if block >= 0)
-            self._changed.notify()
 
     def _pull(self, pieces: Sequence[LoadPiece], computed: Computed) -> list[bool]:
         computed.synchronize()

@@ -1,8 +1,8 @@
 """The connector's worker half, outward: copies completed chunks from the engine's blocks to the region.
 
-It runs beside the engine: while that hands over the step's tokens and begins the next step. The extents are asked for before
-the forward pass and are there when it ends. The engine waits only before a step that writes the blocks being copied, and at the
-end of the next forward pass.
+It runs beside the engine: while that hands over the step's tokens and begins the next steps. The extents are asked for before
+the forward pass and are there when it ends. The engine waits only before a step that writes blocks which are being copied, and where
+the saves of many steps are under way.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from cachebus.client import BusClient
 from cachebus.engine.blocks import Blocks, Computed, Entry
-from cachebus.engine.transfer import Save, StepPlan, in_batches
+from cachebus.engine.transfer import SAVING_STEPS_MAX, Save, StepPlan, in_batches
 from cachebus.errors import BusError
 from cachebus.holder import Holder
 from cachebus.messages import Abandon, Commit, NewEntry, Reserve, Reserved, Slot, WrittenEntry
@@ -30,6 +31,14 @@ CONNECT_MS_MAX = 5000
 SILENT_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class _UnderWay:
+    """A step's saves: done when the tails' blocks are read, and when all are."""
+
+    tails: Future[None]
+    whole: Future[None]
+
+
 class Publisher:
     """Writes complete chunks into the region. The engine's thread calls it; its own thread talks to the bus and copies."""
 
@@ -37,8 +46,9 @@ class Publisher:
         self._holder, self._layout, self._blocks, self._region = holder, layout, blocks, region
         self._thread = ThreadPoolExecutor(1, "headstart-publisher")
         self._copiers = ThreadPoolExecutor(blocks.save_threads, "headstart-copier")
-        self._copying: Future[None] | None = None
+        self._copying: dict[int, _UnderWay] = {}
         self._saves: dict[bytes, Save] = {}
+        self._number = 0
         self._ticket = 0
         self.writing: list[int] = []
         self._silent_until = 0.0
@@ -47,31 +57,36 @@ class Publisher:
 
     def begin(self, plan: StepPlan) -> None:
         """A step begins: asks for the extents of the chunks that it completes."""
-        if plan.fence:
-            self._settle()
-        self._saves = {save.key: save for save in plan.saves}
+        self._settle(max(plan.fence, plan.number - SAVING_STEPS_MAX))
+        self._settle_tails(plan.tail_fence)
+        self._saves, self._number = {save.key: save for save in plan.saves}, plan.number
         if self._saves:
             self._thread.submit(self._reserve, list(self._saves.values()))
 
     def finish(self) -> None:
         """The step's forward pass has ended: has what got an extent copied, digested and committed."""
-        self._settle()
         if self._saves:
-            self._copying = self._thread.submit(self._publish, self._saves, self._blocks.computed())
+            tails: Future[None] = Future()
+            self._copying[self._number] = _UnderWay(tails, self._thread.submit(self._publish, self._saves, self._blocks.computed(), tails))
             self._saves = {}
 
     def close(self) -> None:
         """Ends the thread and the connection."""
-        self._settle()
+        self._settle(self._number)
         self._thread.submit(self._client.close)
         self._thread.shutdown()
         self._copiers.shutdown()
 
-    def _settle(self) -> None:
-        """Waits until the blocks of the last step's saves are read."""
-        if self._copying is not None:
-            self._copying.result()
-            self._copying = None
+    def _settle(self, number: int) -> None:
+        """Waits until the blocks that the steps up to ``number`` save are read."""
+        for one in [one for one in self._copying if one <= number]:
+            self._copying.pop(one).whole.result()
+
+    def _settle_tails(self, number: int) -> None:
+        """The same for the blocks of prompts' tails."""
+        for one, under_way in self._copying.items():
+            if one <= number:
+                under_way.tails.result()
 
     # On the publisher's own thread.
 
@@ -86,7 +101,7 @@ class Publisher:
         entries = [NewEntry(save.key, self._length(save), save.tail, save.tenant) for save in saves]
         self._ticket = self._client.submit(Reserve(self._holder.id, self._layout, entries))
 
-    def _publish(self, saves: Mapping[bytes, Save], computed: Computed) -> None:
+    def _publish(self, saves: Mapping[bytes, Save], computed: Computed, tails_copied: Future[None]) -> None:
         started = time.perf_counter()
         try:
             slots = self._await_slots() if self._ticket else []
@@ -95,14 +110,25 @@ class Publisher:
             slots = []
         if not self._ticket:
             self.counts["unpublished_chunks"] += len(saves)
-        computed.synchronize()
-        batches = in_batches(slots, self._blocks.save_bytes, lambda slot: self._length(saves[slot.key]))
-        for written in self._copiers.map(lambda batch: self._write(saves, batch), batches):
-            self._client.submit(Commit(self._holder.id, written))
+        tails, chunks = [slot for slot in slots if saves[slot.key].tail], [slot for slot in slots if not saves[slot.key].tail]
+        try:
+            computed.synchronize()
+            self._copy(saves, tails)
+        finally:
+            tails_copied.set_result(None)
+        if chunks:
+            # The step's tokens first: they would wait for the interpreter lock, and behind the chunks on their way to the host.
+            time.sleep(self._blocks.save_after_seconds)
+            self._copy(saves, chunks)
         self.counts["published_bytes"] += sum(self._length(saves[slot.key]) for slot in slots)
         self.counts["published_chunks"] += len(slots)
         self.writing = []
         self.counts["publish_seconds"] += time.perf_counter() - started
+
+    def _copy(self, saves: Mapping[bytes, Save], slots: Sequence[Slot]) -> None:
+        batches = in_batches(slots, self._blocks.save_bytes, lambda slot: self._length(saves[slot.key]))
+        for written in self._copiers.map(lambda batch: self._write(saves, batch), batches):
+            self._client.submit(Commit(self._holder.id, written))
 
     def _write(self, saves: Mapping[bytes, Save], slots: Sequence[Slot]) -> list[WrittenEntry]:
         data = self._region.data

@@ -8,12 +8,12 @@ request only ``RequestView``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from cachebus.engine.transfer import Load, LoadPiece, Save, StepPlan, TransferParams
+from cachebus.engine.transfer import SAVING_STEPS_MAX, Load, LoadPiece, Save, StepPlan, TransferParams
 from cachebus.keys import extend_chunk_keys, root_key, tail_keys, tenant_id
 from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request, Withdraw
 from cachebus.wire import Tier
@@ -115,8 +115,10 @@ class SchedulerHalf:
         self._requests: dict[str, _Tracked] = {}
         self._tickets: dict[int, str] = {}
         self._loads: list[Load] = []
-        # Blocks that the last step with a forward pass saves; the worker may still be copying them.
-        self._saving: set[int] = set()
+        # The blocks that the last steps save, of chunks and of tails, by the step's number; the worker may still be copying them.
+        self._saving: dict[int, set[int]] = {}
+        self._saving_tails: dict[int, set[int]] = {}
+        self._saving_steps = 0
         self._patient_from_ms = 0.0
 
     def add(self, view: RequestView) -> None:
@@ -191,16 +193,24 @@ class SchedulerHalf:
             written.update(tracked.blocks[first:last])
         loads, self._loads = self._loads, []
         written.update(block for load in loads for piece in load.pieces for block in piece.blocks)
-        plan = StepPlan(loads, saves, fence=not written.isdisjoint(self._saving), idle=not parts)
-        if parts:
-            self._saving = {block for save in saves for block in save.blocks}
-        return plan
+        fence, tail_fence = _last_touched(self._saving, written), _last_touched(self._saving_tails, written)
+        return StepPlan(loads, saves, self._remember(saves), fence, tail_fence, idle=not parts)
 
     def finished(self, request_id: str) -> None:
         """The request ended, however it did. A load that has begun goes on and ends its lease itself."""
         tracked = self._requests.pop(request_id, None)
         if tracked is not None:
             self._abandon_lookup(tracked)
+
+    def _remember(self, saves: Sequence[Save]) -> int:
+        """Keeps in mind what may be under way after this step; the step's number among those that save."""
+        if not saves:
+            return 0
+        self._saving_steps += 1
+        for saving, tail in ((self._saving, False), (self._saving_tails, True)):
+            saving[self._saving_steps] = {block for save in saves if save.tail is tail for block in save.blocks}
+            saving.pop(self._saving_steps - SAVING_STEPS_MAX, None)
+        return self._saving_steps
 
     def _ask(self, tracked: _Tracked) -> None:
         policy = self._policy
@@ -313,3 +323,8 @@ class SchedulerHalf:
     def _abandon_lookup(self, tracked: _Tracked) -> None:
         self._forget_ticket(tracked)
         self._let_go(tracked)
+
+
+def _last_touched(saving: Mapping[int, set[int]], written: set[int]) -> int:
+    """The number of the last step that saves any of the blocks ``written``; 0 where none does."""
+    return max((number for number, blocks in saving.items() if not written.isdisjoint(blocks)), default=0)

@@ -13,6 +13,9 @@ import msgspec
 
 from cachebus.chunk import TENANT_BYTES
 
+SAVING_STEPS_MAX = 8
+"""How many steps' saves may be under way at once; the engine waits for the oldest before it begins another."""
+
 PARAMS_KEY = "headstart"
 """Key of Headstart's part in a request's ``kv_transfer_params``."""
 
@@ -64,13 +67,16 @@ class Save:
 class StepPlan:
     """One engine step's transfers.
 
-    ``fence``: the step writes blocks that the step before it saves, so those saves must have ended first.
-    ``idle``: the step computes nothing.
+    ``number``: of the steps that save, which one this is; 0 where it saves nothing. ``fence``: the step writes blocks of chunks that the
+    step of that number saves, so the saves up to it must have ended first; 0 where it writes none. ``tail_fence``: the same for blocks of
+    prompts' tails, which are saved first, since a prompt's next token goes into its last block. ``idle``: the step computes nothing.
     """
 
     loads: list[Load] = field(default_factory=list)
     saves: list[Save] = field(default_factory=list)
-    fence: bool = False
+    number: int = 0
+    fence: int = 0
+    tail_fence: int = 0
     idle: bool = False
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cachebus.engine.scheduler_half import Policy, RequestView, Scheduled, SchedulerHalf
-from cachebus.engine.transfer import StepPlan, TransferParams
+from cachebus.engine.transfer import SAVING_STEPS_MAX, StepPlan, TransferParams
 from cachebus.keys import chunk_keys, root_key, tail_keys
 from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request, Withdraw
 
@@ -171,25 +171,32 @@ def test_a_prompts_last_block_is_pulled_and_saved_though_it_is_not_full() -> Non
     assert len(set.intersection(*wanted)) == 2, "a block that is not full serves only the prompt that ends in it"
 
 
-def test_a_step_that_writes_blocks_of_the_last_steps_saves_is_fenced() -> None:
+def test_a_step_that_writes_blocks_which_are_being_saved_is_fenced() -> None:
     engine = Engine(CHUNK + 3)
-    assert not engine.plan(range(5), 0, CHUNK + 3).fence
-    assert engine.half.step([], ()).idle, "a step without a forward pass lets nothing end"
+    assert (engine.plan(range(5), 0, CHUNK + 3).number, engine.half.step([], ()).number) == (1, 0)
     engine.tokens.append(7)
-    assert engine.plan([], CHUNK + 3, 1).fence, "the next token goes into the prompt's last block"
-    engine.tokens.append(7)
-    assert not engine.plan([], CHUNK + 4, 1).fence
+    plan = engine.plan([], CHUNK + 3, 1)
+    assert (plan.fence, plan.tail_fence) == (0, 1), "the next token goes into the prompt's last block"
 
     other = Engine(CHUNK * 2)
     other.plan(range(8), 0, CHUNK)
-    assert not other.plan([], CHUNK, CHUNK).fence
+    second = other.plan([], CHUNK, CHUNK)
+    assert (second.number, second.fence) == (2, 0)
     assert not other.half.step([Scheduled("unknown", [9], False, 0, 3)], ()).fence
-    other.half.add(RequestView("again", other.tokens, CHUNK * 2, "", False, None))
-    other.half.step([Scheduled("again", list(range(20, 28)), False, 0, CHUNK)], ())
-    assert other.half.step([Scheduled("unknown", [20], False, 0, 3)], ()).fence, "a block was given to another request"
+    assert other.half.step([Scheduled("unknown", [1], False, 0, 3)], ()).fence == 1, "a step before the last may still be under way"
+    assert other.half.step([Scheduled("unknown", [1, 4], False, 0, 6)], ()).fence == 2, "a block was given to another request"
 
 
-def test_a_load_into_blocks_of_the_last_steps_saves_is_fenced() -> None:
+def test_no_more_saves_are_remembered_than_can_be_under_way() -> None:
+    engine = Engine(CHUNK * (SAVING_STEPS_MAX + 1))
+    for step in range(SAVING_STEPS_MAX):
+        engine.plan(range(4 * step, 4 * step + 4), CHUNK * step, CHUNK)
+    assert engine.half.step([Scheduled("unknown", [0], False, 0, 3)], ()).fence == 1
+    engine.plan(range(100, 104), CHUNK * SAVING_STEPS_MAX, CHUNK)
+    assert not engine.half.step([Scheduled("unknown", [0], False, 0, 3)], ()).fence
+
+
+def test_a_load_into_blocks_which_are_being_saved_is_fenced() -> None:
     engine = Engine(CHUNK)
     engine.plan(range(4), 0, CHUNK)
     engine.half.finished("r")
