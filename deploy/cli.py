@@ -77,6 +77,10 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
         from deploy.cache import run as cache
 
         return cache.run(settings, options)
+    if options.command == "sim":
+        from deploy.sim import run as sim
+
+        return sim.run(settings, options)
     settings = msgspec.structs.replace(settings, model=resolved(settings.model))
     if options.command == "prefill":
         import prefill.role
@@ -155,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(role, parents=parents, help=text)
         if role in ("prefill", "decode"):
             command.add_argument("--name", help="the worker's name, unique in its node (default: role, host and process)")
+    _add_sim(commands, [common])
     cache_options.add_to(commands, [common, as_json])
     _add_keys(commands, [common, as_json])
     bench = commands.add_parser("bench", help="measure, against plain vLLM and others")
@@ -185,6 +190,17 @@ def _add_tiers(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
     tiers.add_argument("--redis-url", default="", metavar="URL", help="a Redis that runs, redis://HOST:PORT/0 (default: one of its own)")
     tiers.add_argument("--lmcache-python", type=Path, metavar="PATH", help="a Python that has LMCache (default: LMCache is left out)")
     tiers.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
+
+
+def _add_sim(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    text = "run workers without a model: a real worker's HTTP, bus traffic and bytes, with times from a profile"
+    sim = commands.add_parser("sim", parents=parents, help=text, description=text)
+    sim.add_argument("--role", choices=("prefill", "decode"), default="decode", help="what the workers are (default: %(default)s)")
+    sim.add_argument("--workers", type=int, default=1, metavar="N", help="how many, all in this process (default: %(default)s)")
+    sim.add_argument("--name", help="their name, a number is added to each of several (default: sim, role, host and process)")
+    sim.add_argument("--port", type=int, default=0, help="port of the one worker's HTTP server; 0: a free one (default: %(default)s)")
+    sim.add_argument("--profile", type=Path, metavar="FILE", help="the engine's rates and sizes, TOML or JSON (default: an 8B model on an H200)")
+    sim.add_argument("--speed", type=float, default=1.0, help="how many times faster than the profile time passes (default: %(default)s)")
 
 
 def _add_keys(commands: Any, parents: list[argparse.ArgumentParser]) -> None:

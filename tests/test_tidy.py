@@ -23,7 +23,7 @@ IMPORTED_ONLY_BY = {
     "torch": ("cachebus/engine/",),
     "starlette": ("router/",),
     "uvicorn": ("router/",),
-    "aiohttp": ("router/",),
+    "aiohttp": ("router/", "deploy/sim/"),
     "transformers": ("deploy/",),
     "tokenizers": ("deploy/",),
     "pickle": (),

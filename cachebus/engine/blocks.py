@@ -10,12 +10,14 @@ import ctypes
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
 from blake3 import blake3
 
 from cachebus.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    import torch
 
 LOAD_THREADS_MAX = 4
 """Threads that share one pull on a processor; two reach twice the speed of one, and more than four would take memory bandwidth from the engine."""

@@ -1,0 +1,174 @@
+"""A simulated engine's HTTP server: as much of vLLM's as the router and its tools use."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from deploy.sim.answers import Answer
+from deploy.sim.engine import Ask, Sampled, SimulatedEngine
+from deploy.sim.fields import Asked, Refused, asked, prompt_of
+from deploy.sim.profile import Profile
+
+BODY_BYTES_MAX = 64 << 20
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+_METRICS = {
+    "pulled_bytes": "pulled from the region",
+    "pulled_chunks": "pulled",
+    "integrity_failures": "pulls whose bytes did not match their digest",
+    "late_chunks": "promised from a slower tier and not there in time",
+    "published_bytes": "published",
+    "published_chunks": "published",
+    "unpublished_chunks": "not published because the bus did not answer in time",
+}
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Tokens:
+    """Hands an engine's tokens, which come on its thread, to the requests that wait for them on the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._queues: dict[str, asyncio.Queue[Sampled]] = {}
+
+    def expect(self, request_id: str) -> asyncio.Queue[Sampled]:
+        """The request's tokens to come; ``forget`` it when it ends."""
+        return self._queues.setdefault(request_id, asyncio.Queue())
+
+    def forget(self, request_id: str) -> None:
+        """Nobody waits for them any longer."""
+        self._queues.pop(request_id, None)
+
+    def deliver(self, found: Sequence[Sampled]) -> None:
+        """Tokens of one step. Any thread may call it while the loop runs."""
+        self._loop.call_soon_threadsafe(self._put, found)
+
+    def _put(self, found: Sequence[Sampled]) -> None:
+        for sampled in found:
+            if (waiting := self._queues.get(sampled.request_id)) is not None:
+                waiting.put_nowait(sampled)
+
+
+class Api:
+    """The server of one engine."""
+
+    def __init__(self, engine: SimulatedEngine, tokens: Tokens, profile: Profile) -> None:
+        self._engine, self._tokens, self._profile = engine, tokens, profile
+        self._numbers = itertools.count()
+        self._in_flight = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered."""
+        return self._in_flight
+
+    def application(self) -> web.Application:
+        """Its routes. A client that leaves cancels its request."""
+        app = web.Application(client_max_size=BODY_BYTES_MAX)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/metrics", self._metrics)
+        for path in (COMPLETIONS, CHAT):
+            app.router.add_post(path, self._generating(chat=path == CHAT))
+            app.router.add_post(f"{path}/render", self._rendering(chat=path == CHAT))
+        return app
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        return web.Response(status=503 if self._engine.failed.is_set() else 200)
+
+    async def _models(self, _request: web.Request) -> web.Response:
+        model = {"id": self._profile.model, "object": "model", "owned_by": "headstart", "max_model_len": self._profile.max_model_len}
+        return _json({"object": "list", "data": [model]})
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        running, waiting = self._engine.load
+        label = f'{{model_name="{self._profile.model}"}}'
+        lines = []
+        for name, value in (("running", running), ("waiting", waiting)):
+            lines += [f"# TYPE vllm:num_requests_{name} gauge", f"vllm:num_requests_{name}{label} {value}"]
+        counts = {**self._engine.mover.counts, **self._engine.publisher.counts}
+        for name, text in _METRICS.items():
+            full = f"headstart_{name}_total"
+            lines += [f"# HELP {full} {text}", f"# TYPE {full} counter", f"{full}{label} {counts[name]:g}"]
+        return web.Response(text="\n".join(lines) + "\n")
+
+    def _rendering(self, *, chat: bool) -> Handler:
+        async def render(request: web.Request) -> web.StreamResponse:
+            try:
+                ids = prompt_of(await _body(request), chat=chat)
+            except Refused as error:
+                return _refusal(error)
+            rendered = {"token_ids": ids, "features": None}
+            return _json(rendered if chat else [rendered])
+
+        return render
+
+    def _generating(self, *, chat: bool) -> Handler:
+        async def generate(request: web.Request) -> web.StreamResponse:
+            try:
+                understood = asked(await _body(request), self._profile, chat=chat)
+            except Refused as error:
+                return _refusal(error)
+            return await self._answer(request, understood)
+
+        return generate
+
+    async def _answer(self, request: web.Request, understood: Asked) -> web.StreamResponse:
+        request_id = f"{'chatcmpl' if understood.chat else 'cmpl'}-{next(self._numbers)}"
+        answer = Answer(request_id, self._profile.model, understood)
+        waiting = self._tokens.expect(request_id)
+        self._in_flight += 1
+        # The engine appends what it generates.
+        self._engine.submit(Ask(request_id, list(understood.prompt), understood.max_tokens, understood.salt, understood.transfer))
+        try:
+            if understood.stream:
+                return await self._stream(request, answer, waiting)
+            for _ in range(understood.max_tokens):
+                sampled = await waiting.get()
+                answer.token_ids.append(sampled.token)
+            answer.cached_tokens = sampled.cached_tokens
+            return web.Response(body=answer.whole(), content_type="application/json")
+        finally:
+            self._in_flight -= 1
+            self._tokens.forget(request_id)
+            if len(answer.token_ids) < understood.max_tokens:
+                self._engine.abort(request_id)
+
+    async def _stream(self, request: web.Request, answer: Answer, waiting: asyncio.Queue[Sampled]) -> web.StreamResponse:
+        # As vLLM does, the headers go out at once, before anything is computed.
+        response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        if first := answer.first_event():
+            await response.write(first)
+        last = False
+        while not last:
+            sampled = [await waiting.get()]
+            while not waiting.empty():
+                sampled.append(waiting.get_nowait())
+            last = sampled[-1].last
+            answer.cached_tokens = sampled[-1].cached_tokens
+            event = answer.event([one.token for one in sampled])
+            await response.write(event + answer.last_events() if last else event)
+        await response.write_eof()
+        return response
+
+
+async def _body(request: web.Request) -> Any:
+    try:
+        return msgspec.json.decode(await request.read())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused(f"the body is not JSON: {error}") from error
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def _refusal(error: Refused) -> web.Response:
+    return _json({"error": {"message": str(error), "type": "BadRequestError", "param": None, "code": 400}}, 400)
