@@ -18,7 +18,7 @@ from cachebus.chunk import TENANT_BYTES
 KEY_BYTES = 32
 """Length of a key."""
 
-_ROOT, _CHUNK, _TAIL, _TENANT = b"headstart root 1", b"c", b"t", b"headstart tenant 1"
+_ROOT, _CHUNK, _TAIL, _TENANT, _RANK = b"headstart root 1", b"c", b"t", b"headstart tenant 1", b"headstart rank 1"
 
 
 def namespace_digest(parts: dict[str, str]) -> bytes:
@@ -61,6 +61,11 @@ def tail_keys(parent: bytes, token_ids: Sequence[int], block_size: int) -> list[
         parent = blake3(_TAIL + parent + array("I", token_ids[start : start + block_size]).tobytes()).digest()
         keys.append(parent)
     return keys
+
+
+def rank_key(key: bytes, rank: int) -> bytes:
+    """The key of what tensor-parallel rank ``rank`` has of a chunk or tail block; the first rank's is the chunk's own key."""
+    return key if rank == 0 else _digest(_RANK, rank.to_bytes(4, "little"), key)
 
 
 def _digest(*fields: bytes) -> bytes:

@@ -60,13 +60,18 @@ class ModelSettings(Section, frozen=True):
     """Longest prompt and answer in tokens; 0: what the model allows"""
     block_size: int = 0
     """Tokens in a KV block; 0: the engine's default"""
+    tensor_parallel_size: int = 1
+    """GPUs that one worker computes on together; each publishes and pulls its part of a chunk"""
     enforce_eager: bool = False
     """Run without compiled graphs: a faster start, a slower engine on GPUs"""
     seed: int = 0
     """Seed of the engine"""
 
     def problems(self) -> list[Problem]:
-        return negative(self, "max_model_len", "block_size", "seed")
+        problems = negative(self, "max_model_len", "block_size", "seed")
+        if self.tensor_parallel_size < 1:
+            problems.append(("tensor_parallel_size", f"{self.tensor_parallel_size} is less than 1"))
+        return problems
 
 
 class CacheSettings(Section, frozen=True):

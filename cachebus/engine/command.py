@@ -91,6 +91,7 @@ def plain_command(model: ModelSettings, pool: WorkerSettings, port: int, python:
         ("--revision", model.revision),
         ("--max-model-len", model.max_model_len),
         ("--block-size", model.block_size),
+        ("--tensor-parallel-size", model.tensor_parallel_size if model.tensor_parallel_size > 1 else 0),
         ("--seed", model.seed),
         ("--max-num-batched-tokens", pool.max_num_batched_tokens),
         ("--gpu-memory-utilization", pool.gpu_memory_utilization),

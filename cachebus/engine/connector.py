@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from blake3 import blake3
+from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorHandshakeMetadata,
@@ -36,6 +37,7 @@ from cachebus.engine.publisher import CONNECT_MS_MAX, Publisher
 from cachebus.engine.scheduler_half import Policy, RequestView, Scheduled, SchedulerHalf
 from cachebus.engine.statistics import HeadstartPromMetrics, HeadstartStats
 from cachebus.engine.transfer import PARAMS_KEY, StepPlan, transfer_params
+from cachebus.errors import UnsupportedModel
 from cachebus.holder import HOLDER_NAME_LENGTH, Holder
 from cachebus.keeper import Keeper
 from cachebus.keys import namespace_digest
@@ -100,14 +102,17 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
         self._block_size: int = vllm_config.cache_config.block_size
         self._num_blocks: int = kv_cache_config.num_blocks
         self._run_dir = Path(self._settings.run_dir)
-        # vLLM gives every process of one engine the same id, and a death of one of them is the death of all.
-        self._holder = Holder(self._run_dir, blake3(vllm_config.kv_transfer_config.engine_id.encode()).hexdigest()[:HOLDER_NAME_LENGTH])
+        engine_id, ranks = vllm_config.kv_transfer_config.engine_id, vllm_config.parallel_config.tensor_parallel_size
+        self._holders = [_holder_name(engine_id, rank) for rank in range(ranks)]
+        self._rank = get_tensor_model_parallel_rank() if role is KVConnectorRole.WORKER else 0
+        self._label = self._settings.worker + (f" rank {self._rank}" if self._rank else "")
+        self._holder = Holder(self._run_dir, self._holders[self._rank])
         _die_with_parent()
         if vllm_config.device_config.device_type == "cpu":
             limit_idle_spin()
         else:
             sys.setswitchinterval(_TURN_SECONDS)
-        self._client = BusClient(self._run_dir, f"{self._settings.worker} {role.name.lower()}", self._holder)
+        self._client = BusClient(self._run_dir, f"{self._label} {role.name.lower()}", self._holder)
         self._welcome = self._client.connect(CONNECT_MS_MAX)
         self._keeper: Keeper | None = None
         self._half: SchedulerHalf | None = None
@@ -124,6 +129,8 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
         """Called once, after the KV cache was made: the layout is known, so the engine can register."""
         layout = metadata[0]
         assert isinstance(layout, LayoutMetadata)
+        if any(other != layout for other in metadata.values()):
+            raise UnsupportedModel("tensor-parallel ranks whose KV lies differently are not supported yet")
         settings = self._settings
         namespace = namespace_digest(self._namespace_parts)
         registration = RegisterEngine(
@@ -144,7 +151,7 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
         self._keeper.start()
         policy = Policy(
             worker=settings.worker,
-            holder=self._holder.id,
+            holders=self._holders,
             namespace=namespace,
             layout=registration.layout,
             chunk_size=settings.chunk_size,
@@ -207,19 +214,20 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
         mover = Mover(
             self._run_dir,
             self._holder,
-            settings.worker,
+            self._label,
             self._blocks,
             region,
             verify=settings.verify_digests,
             wait_ms_max=settings.promote_ms_max,
         )
         mover.start()
-        publisher = Publisher(self._run_dir, self._holder, settings.worker, layout_digest(self._layout), self._blocks, region)
+        layout = layout_digest(self._layout)
+        publisher = Publisher(self._run_dir, self._holder, self._label, layout, self._blocks, region, rank=self._rank)
 
         def reattach() -> Reattach:
             return Reattach(self._holder.id, mover.reading(), publisher.writing)
 
-        self._keeper = Keeper(self._run_dir, f"{settings.worker} worker", self._holder, reattach, self._welcome.epoch)
+        self._keeper = Keeper(self._run_dir, f"{self._label} worker", self._holder, reattach, self._welcome.epoch)
         self._keeper.start()
         self._mover, self._publisher = mover, publisher
 
@@ -234,7 +242,9 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Called before the forward pass in 0.25.1 and after it in 0.32.0: it only queues."""
-        if self._mover is not None and (loads := self._plan().loads):
+        if self._mover is None:
+            return
+        if loads := [load for load in self._plan().loads if load.rank == self._rank]:
             computed = self._blocks.computed()
             for load in loads:
                 self._mover.submit(load, computed)
@@ -298,6 +308,14 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
         metadata = self._get_connector_metadata()
         assert isinstance(metadata, StepMetadata)
         return metadata.plan
+
+
+def _holder_name(engine_id: str, rank: int) -> str:
+    """vLLM gives every process of one engine the same id. Each rank reads and writes under a name of its own, the scheduler under the first's.
+
+    The processes of one engine die together, so a lease that the scheduler takes for a rank ends with that rank.
+    """
+    return blake3(f"{engine_id} {rank}".encode()).hexdigest()[:HOLDER_NAME_LENGTH]
 
 
 def _is_cacheable(request: Request) -> bool:

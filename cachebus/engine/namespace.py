@@ -28,12 +28,15 @@ def namespace_parts(config: VllmConfig) -> dict[str, str]:
     from vllm.version import __version__
 
     model = config.model_config
+    ranks = config.parallel_config.tensor_parallel_size
     return {
         "weights": weights_identity(model.model, model.revision or "", dummy=config.load_config.load_format == "dummy"),
         "model dtype": str(model.dtype),
         "KV dtype": config.cache_config.cache_dtype,
         "quantization": str(model.quantization),
         "config overrides": json.dumps(model.hf_overrides, sort_keys=True, default=str) if model.hf_overrides else "",
+        # The ranks' parts of a chunk are whole only together, so engines with more or fewer have other chunks.
+        **({"tensor parallel size": str(ranks)} if ranks > 1 else {}),
         "engine": f"vllm {__version__} on {config.device_config.device_type}",
     }
 

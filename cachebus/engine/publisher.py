@@ -19,6 +19,7 @@ from cachebus.engine.blocks import Blocks, Computed, Entry
 from cachebus.engine.transfer import SAVING_STEPS_MAX, Save, StepPlan, in_batches
 from cachebus.errors import BusError
 from cachebus.holder import Holder
+from cachebus.keys import rank_key
 from cachebus.messages import Abandon, Commit, NewEntry, Reserve, Reserved, Slot, WrittenEntry
 from cachebus.region import Region
 
@@ -40,10 +41,13 @@ class _UnderWay:
 
 
 class Publisher:
-    """Writes complete chunks into the region. The engine's thread calls it; its own thread talks to the bus and copies."""
+    """Writes complete chunks into the region: of each what tensor-parallel rank ``rank`` has.
 
-    def __init__(self, run_dir: Path, holder: Holder, worker: str, layout: bytes, blocks: Blocks, region: Region) -> None:
-        self._holder, self._layout, self._blocks, self._region = holder, layout, blocks, region
+    The engine's thread calls it; its own thread talks to the bus and copies.
+    """
+
+    def __init__(self, run_dir: Path, holder: Holder, worker: str, layout: bytes, blocks: Blocks, region: Region, *, rank: int = 0) -> None:
+        self._holder, self._layout, self._blocks, self._region, self._rank = holder, layout, blocks, region, rank
         self._thread = ThreadPoolExecutor(1, "headstart-publisher")
         self._copiers = ThreadPoolExecutor(blocks.save_threads, "headstart-copier")
         self._copying: dict[int, _UnderWay] = {}
@@ -59,9 +63,9 @@ class Publisher:
         """A step begins: asks for the extents of the chunks that it completes."""
         self._settle(max(plan.fence, plan.number - SAVING_STEPS_MAX))
         self._settle_tails(plan.tail_fence)
-        self._saves, self._number = {save.key: save for save in plan.saves}, plan.number
+        self._saves, self._number = {rank_key(save.key, self._rank): save for save in plan.saves}, plan.number
         if self._saves:
-            self._thread.submit(self._reserve, list(self._saves.values()))
+            self._thread.submit(self._reserve, self._saves)
 
     def finish(self) -> None:
         """The step's forward pass has ended: has what got an extent copied, digested and committed."""
@@ -94,11 +98,11 @@ class Publisher:
         self._client = BusClient(run_dir, f"{worker} publisher", self._holder)
         self._key = self._client.connect(CONNECT_MS_MAX).digest_key
 
-    def _reserve(self, saves: Sequence[Save]) -> None:
+    def _reserve(self, saves: Mapping[bytes, Save]) -> None:
         if time.monotonic() < self._silent_until:
             self._ticket = 0
             return
-        entries = [NewEntry(save.key, self._length(save), save.tail, save.tenant) for save in saves]
+        entries = [NewEntry(key, self._length(save), save.tail, save.tenant) for key, save in saves.items()]
         self._ticket = self._client.submit(Reserve(self._holder.id, self._layout, entries))
 
     def _publish(self, saves: Mapping[bytes, Save], computed: Computed, tails_copied: Future[None]) -> None:

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Protocol
 
 from cachebus.engine.transfer import SAVING_STEPS_MAX, Load, LoadPiece, Save, StepPlan, TransferParams
-from cachebus.keys import extend_chunk_keys, root_key, tail_keys, tenant_id
+from cachebus.keys import extend_chunk_keys, rank_key, root_key, tail_keys, tenant_id
 from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request, Withdraw
 from cachebus.wire import Tier
 
@@ -43,10 +43,13 @@ class Bus(Protocol):
 
 @dataclass(frozen=True)
 class Policy:
-    """What a worker pulls and publishes. Sizes are tokens, ``layout`` is the engine's layout digest."""
+    """What a worker pulls and publishes. Sizes are tokens, ``layout`` is the engine's layout digest.
+
+    ``holders``: of each tensor-parallel rank, in whose name its part of a prefix is leased. A chunk is there when all ranks' parts are.
+    """
 
     worker: str
-    holder: str
+    holders: Sequence[str]
     namespace: bytes
     layout: bytes
     chunk_size: int
@@ -94,10 +97,13 @@ class _Tracked:
     keys: list[bytes] = field(default_factory=list)
     tails: list[bytes] = field(default_factory=list)
     phase: _Phase = _Phase.IDLE
-    ticket: int = 0
+    tickets: dict[int, int] = field(default_factory=dict)
+    """The rank that each lookup under way is for."""
     deadline_ms: float = _NOT_ASKED_FOR
-    lease: int = 0
-    extents: list[Extent] = field(default_factory=list)
+    leases: dict[int, int] = field(default_factory=dict)
+    """By rank."""
+    extents: list[list[Extent]] = field(default_factory=list)
+    """By rank, as many of each as all have."""
     blocks: list[int] = field(default_factory=list)
     local_tokens: int = 0
     pulled_to: int = 0
@@ -142,15 +148,18 @@ class SchedulerHalf:
             self._ask(tracked)
         if tracked.phase is _Phase.ASKED and tracked.deadline_ms == _NOT_ASKED_FOR:
             tracked.deadline_ms = now_ms + self._policy.lookup_ms_max + _REPLY_GRACE_MS
-            if now_ms >= self._patient_from_ms and not self._read_replies(_FIRST_WAIT_MS):
-                self._patient_from_ms = now_ms + _IMPATIENT_MS
+            patient = now_ms >= self._patient_from_ms
+            while patient and tracked.phase is _Phase.ASKED:
+                patient = self._read_replies(_FIRST_WAIT_MS)
+                if not patient:
+                    self._patient_from_ms = now_ms + _IMPATIENT_MS
         if tracked.phase is _Phase.ASKED:
             if now_ms < tracked.deadline_ms:
                 return None
-            self._forget_ticket(tracked)
+            self._forget_tickets(tracked)
             tracked.phase = _Phase.SETTLED
         if tracked.phase is _Phase.GRANTED:
-            found = self._tokens_in(tracked, len(tracked.extents)) - local_tokens
+            found = self._tokens_in(tracked, len(tracked.extents[0])) - local_tokens
             if found >= self._policy.pull_tokens_min:
                 return found
         return 0
@@ -166,9 +175,10 @@ class SchedulerHalf:
             return
         first = tracked.local_tokens // self._policy.block_size
         last = -(-(tracked.local_tokens + external_tokens) // self._policy.block_size)
-        self._loads.append(Load(request_id, tracked.lease, self._pieces(tracked, blocks, first, last)))
+        for rank, lease in tracked.leases.items():
+            self._loads.append(Load(request_id, lease, self._pieces(tracked, rank, blocks, first, last), rank))
         tracked.pulled_to = tracked.local_tokens + external_tokens
-        tracked.lease = 0
+        tracked.leases = {}
 
     def step(self, scheduled: Iterable[Scheduled], preempted: Iterable[str]) -> StepPlan:
         """The loads that begin in this step and the chunks that it completes."""
@@ -221,10 +231,14 @@ class SchedulerHalf:
         if not keys or not tracked.view.may_pull:
             tracked.phase = _Phase.SETTLED
             return
-        tracked.ticket = self._bus.submit(Acquire(policy.holder, policy.layout, keys, policy.lookup_ms_max))
+        for rank, holder in enumerate(policy.holders):
+            parts = [rank_key(key, rank) for key in keys]
+            ticket = self._bus.submit(Acquire(holder, policy.layout, parts, policy.lookup_ms_max))
+            tracked.tickets[ticket] = rank
+            self._tickets[ticket] = tracked.view.request_id
+        tracked.extents = [[] for _ in policy.holders]
         tracked.deadline_ms = _NOT_ASKED_FOR
         tracked.phase = _Phase.ASKED
-        self._tickets[tracked.ticket] = tracked.view.request_id
 
     def _read_replies(self, wait_ms: float = 0) -> bool:
         """Whether any had come, or came within ``wait_ms``."""
@@ -234,16 +248,28 @@ class SchedulerHalf:
             if not isinstance(reply, Granted):
                 continue
             tracked = self._requests.get(request_id) if request_id is not None else None
-            if tracked is None or tracked.ticket != ticket or tracked.phase is not _Phase.ASKED:
+            if tracked is None or ticket not in tracked.tickets or tracked.phase is not _Phase.ASKED:
                 # Too late, or its request is gone.
                 if reply.lease:
                     self._bus.submit(Release([reply.lease]))
                 continue
-            tracked.phase = _Phase.GRANTED if reply.lease else _Phase.SETTLED
-            tracked.lease, tracked.extents = reply.lease, reply.extents
-            tracked.published = min(len(reply.extents), len(tracked.keys))
-            tracked.tail_published = len(reply.extents) == len(tracked.keys) + len(tracked.tails)
+            rank = tracked.tickets.pop(ticket)
+            tracked.extents[rank] = reply.extents
+            if reply.lease:
+                tracked.leases[rank] = reply.lease
+            if not tracked.tickets:
+                self._answered(tracked)
         return bool(replies)
+
+    def _answered(self, tracked: _Tracked) -> None:
+        """All ranks' lookups are answered: what all have is there, and no more is leased if that is nothing."""
+        there = min(map(len, tracked.extents))
+        tracked.extents = [extents[:there] for extents in tracked.extents]
+        tracked.phase = _Phase.GRANTED if there else _Phase.SETTLED
+        if not there:
+            self._let_go(tracked)
+        tracked.published = min(there, len(tracked.keys))
+        tracked.tail_published = there == len(tracked.keys) + len(tracked.tails)
 
     def _tokens_in(self, tracked: _Tracked, extents: int) -> int:
         """Tokens that the first ``extents`` of the request's keys hold; the last block of a prompt's tail may be partly filled."""
@@ -252,10 +278,10 @@ class SchedulerHalf:
             return chunks * self._policy.chunk_size
         return min(chunks * self._policy.chunk_size + (extents - chunks) * self._policy.block_size, tracked.view.prompt_tokens)
 
-    def _pieces(self, tracked: _Tracked, blocks: Sequence[int], first: int, last: int) -> list[LoadPiece]:
-        """The extents that cover the request's blocks ``first`` to ``last``, last excluded."""
+    def _pieces(self, tracked: _Tracked, rank: int, blocks: Sequence[int], first: int, last: int) -> list[LoadPiece]:
+        """The rank's extents that cover the request's blocks ``first`` to ``last``, last excluded."""
         pieces = []
-        for number, extent in enumerate(tracked.extents):
+        for number, extent in enumerate(tracked.extents[rank]):
             start = self._tokens_in(tracked, number) // self._policy.block_size
             end = -(-self._tokens_in(tracked, number + 1) // self._policy.block_size)
             if end > first and start < last:
@@ -302,26 +328,27 @@ class SchedulerHalf:
         self._bus.submit(Report(transfer.transfer_id, transfer.leg, self._policy.worker, tracked.view.prompt_tokens, hbm_tokens, pulled))
 
     def _pulled(self, tracked: _Tracked, computed: int) -> dict[Tier, int]:
-        """Tokens of the first ``computed`` ones that were pulled, by the tier that they came from."""
+        """Tokens of the first ``computed`` ones that were pulled, by the tier that the first rank's part came from."""
         found: dict[Tier, int] = {}
-        for number, extent in enumerate(tracked.extents):
+        for number, extent in enumerate(tracked.extents[0]):
             tokens = min(self._tokens_in(tracked, number + 1), computed) - max(self._tokens_in(tracked, number), tracked.local_tokens)
             if tokens > 0:
                 found[extent.source] = found.get(extent.source, 0) + tokens
         return found
 
     def _let_go(self, tracked: _Tracked) -> None:
-        if tracked.lease:
-            self._bus.submit(Release([tracked.lease]))
-            tracked.lease = 0
+        if tracked.leases:
+            self._bus.submit(Release(list(tracked.leases.values())))
+            tracked.leases = {}
 
-    def _forget_ticket(self, tracked: _Tracked) -> None:
-        if self._tickets.pop(tracked.ticket, None) is not None:
-            self._bus.submit(Withdraw(tracked.ticket))
-        tracked.ticket = 0
+    def _forget_tickets(self, tracked: _Tracked) -> None:
+        for ticket in tracked.tickets:
+            if self._tickets.pop(ticket, None) is not None:
+                self._bus.submit(Withdraw(ticket))
+        tracked.tickets = {}
 
     def _abandon_lookup(self, tracked: _Tracked) -> None:
-        self._forget_ticket(tracked)
+        self._forget_tickets(tracked)
         self._let_go(tracked)
 
 

@@ -14,7 +14,6 @@ PROVEN_SPEC = "FullAttentionSpec"
 """The KV cache spec of dense full attention, the one whose blocks twin runs have proven."""
 
 _ONE_ONLY = {
-    "tensor_parallel_size": "tensor parallelism",
     "pipeline_parallel_size": "pipeline parallelism",
     "data_parallel_size": "data parallelism",
     "decode_context_parallel_size": "decode context parallelism",

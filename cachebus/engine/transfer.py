@@ -46,16 +46,20 @@ class LoadPiece:
 
 @dataclass(frozen=True)
 class Load:
-    """What to pull for a request, under ``lease``."""
+    """What one tensor-parallel rank pulls for a request, under a lease of its own."""
 
     request_id: str
     lease: int
     pieces: list[LoadPiece]
+    rank: int = 0
 
 
 @dataclass(frozen=True)
 class Save:
-    """A chunk (or a block of a prompt's tail) whose tokens are all computed when this step's forward pass ends, and where it lies."""
+    """A chunk (or a block of a prompt's tail) whose tokens are all computed when this step's forward pass ends, and where it lies.
+
+    Every rank saves its part, under ``rank_key``.
+    """
 
     key: bytes
     blocks: list[int]

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from cachebus.engine.scheduler_half import Policy, RequestView, Scheduled, SchedulerHalf
 from cachebus.engine.transfer import SAVING_STEPS_MAX, StepPlan, TransferParams
-from cachebus.keys import chunk_keys, root_key, tail_keys
+from cachebus.keys import chunk_keys, rank_key, root_key, tail_keys
 from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request, Withdraw
 
 CHUNK, BLOCK = 64, 16
-POLICY = Policy("decode-0", "holder", b"n" * 32, b"l" * 16, CHUNK, BLOCK, True, 200, 32)
+POLICY = Policy("decode-0", ["holder"], b"n" * 32, b"l" * 16, CHUNK, BLOCK, True, 200, 32)
 ROOT = root_key(POLICY.namespace)
 
 
@@ -35,9 +35,9 @@ class Bus:
     def of(self, kind: type) -> list[Request]:
         return [body for body in self.sent if isinstance(body, kind)]
 
-    def grant(self, count: int, lease: int = 5) -> None:
-        """Answers the last Acquire with its first ``count`` keys."""
-        ticket, request = [(n, b) for n, b in enumerate(self.sent, 1) if isinstance(b, Acquire)][-1]
+    def grant(self, count: int, lease: int = 5, of_last: int = 1) -> None:
+        """Answers the last Acquire, or the one ``of_last`` from the end, with its first ``count`` keys."""
+        ticket, request = [(n, b) for n, b in enumerate(self.sent, 1) if isinstance(b, Acquire)][-of_last]
         extents = [Extent(key, place * 4096, 4096, b"d" * 32) for place, key in enumerate(request.keys[:count])]
         self.replies.append((ticket, Granted(lease if count else 0, extents)))
 
@@ -300,3 +300,61 @@ def test_a_request_that_ends_lets_go_of_what_it_has_or_will_get() -> None:
 def test_salts_part_requests() -> None:
     plain, salted = Engine(CHUNK), Engine(CHUNK, salt="tenant")
     assert plain.bus.of(Acquire) != salted.bus.of(Acquire)
+
+
+def of_two_ranks(tokens: int = CHUNK * 2) -> Engine:
+    return Engine(tokens, replace(POLICY, holders=["first", "second"]))
+
+
+def test_every_ranks_part_is_looked_up_in_its_name() -> None:
+    engine = of_two_ranks()
+    first, second = engine.bus.of(Acquire)
+    assert isinstance(first, Acquire)
+    assert isinstance(second, Acquire)
+    assert (first.holder, second.holder) == ("first", "second")
+    assert second.keys == [rank_key(key, 1) for key in first.keys]
+    assert not set(first.keys) & set(second.keys)
+
+
+def test_a_chunk_is_there_when_all_ranks_parts_are() -> None:
+    engine = of_two_ranks()
+    engine.bus.grant(2, lease=7, of_last=2)
+    assert engine.half.matched("r", 0, 0) is None, "one rank's answer is not enough"
+    engine.bus.grant(1, lease=8)
+    assert engine.half.matched("r", 0, 1) == CHUNK
+    engine.half.allocated("r", list(range(8)), CHUNK)
+    plan = engine.half.step([], ())
+    assert [(load.rank, load.lease, [piece.blocks for piece in load.pieces]) for load in plan.loads] == [
+        (0, 7, [[0, 1, 2, 3]]),
+        (1, 8, [[0, 1, 2, 3]]),
+    ]
+    assert [piece.key for piece in plan.loads[1].pieces] == [rank_key(piece.key, 1) for piece in plan.loads[0].pieces]
+    saves = engine.plan(range(8), CHUNK, CHUNK).saves
+    assert [save.key for save in saves] == chunk_keys(ROOT, engine.tokens, CHUNK)[1:], "what only one rank has is computed and saved again"
+
+
+def test_where_one_rank_has_nothing_no_lease_stays() -> None:
+    engine = of_two_ranks()
+    engine.bus.grant(2, lease=7, of_last=2)
+    engine.bus.grant(0)
+    assert engine.half.matched("r", 0, 0) == 0
+    assert engine.bus.of(Release) == [Release([7])]
+
+
+def test_a_request_that_ends_between_two_ranks_answers_leaves_nothing_behind() -> None:
+    engine = of_two_ranks()
+    engine.bus.grant(2, lease=7, of_last=2)
+    assert engine.half.matched("r", 0, 0) is None
+    engine.half.finished("r")
+    assert engine.bus.of(Withdraw) == [Withdraw(2)]
+    assert engine.bus.of(Release) == [Release([7])]
+
+
+def test_an_answer_that_one_rank_owes_past_the_deadline_is_a_miss() -> None:
+    engine = of_two_ranks()
+    engine.bus.grant(2, lease=7, of_last=2)
+    assert engine.half.matched("r", 0, 0) is None
+    assert engine.half.matched("r", 0, 250) == 0
+    engine.half.allocated("r", list(range(8)), 0)
+    engine.plan(range(8), 0, CHUNK)
+    assert engine.bus.of(Release) == [Release([7])]

@@ -28,14 +28,14 @@ def config(**changes: Any) -> Any:
     )
 
 
-def test_an_ordinary_engine_is_taken() -> None:
-    check_config(config(), 256)
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+def test_an_ordinary_engine_is_taken(ranks: int) -> None:
+    check_config(config(tensor_parallel_size=ranks), 256)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"tensor_parallel_size": 2}, "tensor parallelism"),
         ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
         ({"data_parallel_size": 2}, "data parallelism"),
         ({"decode_context_parallel_size": 2}, "decode context parallelism"),
