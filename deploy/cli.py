@@ -106,6 +106,10 @@ def _bench(options: argparse.Namespace, settings: Settings) -> int:
         from deploy.bench import hits
 
         return hits.run(settings, options)
+    if options.bench == "routing":
+        from deploy.bench import routing
+
+        return routing.run(options)
     if options.bench == "tiers":
         from deploy.bench import tiers
 
@@ -178,7 +182,28 @@ def _parser() -> argparse.ArgumentParser:
     hits.add_argument("--logs", type=Path, metavar="DIR", help="keep the engines' output there")
     hits.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
     _add_tiers(benches, [common, as_json])
+    _add_routing(benches, [common, as_json])
     return parser
+
+
+def _add_routing(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
+    text = "hit rate and time to first token of a trace replayed through gateways on simulated workers"
+    routing = benches.add_parser("routing", parents=parents, help=text, description=text)
+    routing.add_argument("--trace", type=Path, required=True, metavar="FILE", help="arrivals in Mooncake's format, .jsonl or .jsonl.gz")
+    routing.add_argument("--requests", type=int, default=3000, help="how many of them, from the first on (default: %(default)s)")
+    routing.add_argument("--rate", type=float, default=1.0, help="how many times faster than in the trace they arrive (default: %(default)s)")
+    routing.add_argument("--speed", type=float, default=1.0, help="how many times faster time passes for all (default: %(default)s)")
+    routing.add_argument("--prefill", type=int, default=4, metavar="N", help="prefill workers (default: %(default)s)")
+    routing.add_argument("--decode", type=int, default=8, metavar="N", help="decode workers (default: %(default)s)")
+    routing.add_argument("--profile", type=Path, metavar="FILE", help="the workers' rates and sizes, as headstart sim takes it")
+    routing.add_argument(
+        "--region-gb", type=float, default=2.0, metavar="GB", help="the simulated DRAM tier; 16 bytes a token (default: %(default)s)"
+    )
+    routing.add_argument("--systems", default="headstart", help="headstart[:POLICY] or vllm-router[:POLICY], with commas (default: %(default)s)")
+    routing.add_argument("--vllm-router", type=Path, metavar="PATH", help="the executable vllm-router")
+    routing.add_argument("--check", type=int, default=200, metavar="N", help="answers held against the oracle (default: %(default)s)")
+    routing.add_argument("--logs", type=Path, metavar="DIR", help="keep the processes' output there")
+    routing.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
 
 
 def _add_tiers(benches: Any, parents: list[argparse.ArgumentParser]) -> None:

@@ -26,6 +26,9 @@ _METRICS = {
     "published_bytes": "published",
     "published_chunks": "published",
     "unpublished_chunks": "not published because the bus did not answer in time",
+    "sim_computed_prompt_tokens": "tokens of prompts that were computed, not found",
+    "sim_step_seconds": "time that the profile gives the steps computed",
+    "sim_late_seconds": "time that they took beyond it, because the machine was busy",
 }
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -92,7 +95,7 @@ class Api:
         lines = []
         for name, value in (("running", running), ("waiting", waiting)):
             lines += [f"# TYPE vllm:num_requests_{name} gauge", f"vllm:num_requests_{name}{label} {value}"]
-        counts = {**self._engine.mover.counts, **self._engine.publisher.counts}
+        counts = {**self._engine.mover.counts, **self._engine.publisher.counts, **self._engine.counts}
         for name, text in _METRICS.items():
             full = f"headstart_{name}_total"
             lines += [f"# HELP {full} {text}", f"# TYPE {full} counter", f"{full}{label} {counts[name]:g}"]

@@ -74,7 +74,7 @@ Deliver = Callable[[Sequence[Sampled]], None]
 class SimulatedEngine(threading.Thread):
     """Registers itself when made; raises BusError where the bus is not there or refuses it. ``deliver`` is called on the engine's thread.
 
-    ``failed`` is set when the thread ended with an exception.
+    ``failed`` is set when the thread ended with an exception. ``counts`` are for its metrics, seconds as they passed on the clock.
     """
 
     def __init__(self, spec: EngineSpec, holder: Holder, region: Region, deliver: Deliver) -> None:
@@ -82,6 +82,8 @@ class SimulatedEngine(threading.Thread):
         self._spec, self._deliver, self._holder = spec, deliver, holder
         self._commands: queue.SimpleQueue[Ask | str | None] = queue.SimpleQueue()
         self.failed = threading.Event()
+        names = ("sim_computed_prompt_tokens", "sim_step_seconds", "sim_late_seconds")
+        self.counts: dict[str, float] = dict.fromkeys(names, 0)
         self.model = Model(spec.profile, spec.speed)
         self._client = BusClient(spec.run_dir, f"{spec.worker} scheduler", holder)
         welcome = self._client.connect(CONNECT_MS_MAX)
@@ -148,7 +150,9 @@ class SimulatedEngine(threading.Thread):
             self.mover.submit(load, self.model.computed())
         if step.parts:
             sampled = self.model.forward(step.parts)
-            time.sleep(max(0.0, started + self._seconds(step) - time.perf_counter()))
+            seconds = self._seconds(step)
+            time.sleep(max(0.0, started + seconds - time.perf_counter()))
+            self._count(step, seconds, time.perf_counter() - started)
         self.publisher.finish()
         loading = self._scheduler.loading
         finished, invalid = self.mover.take_finished(IDLE_WAIT_SECONDS if loading and not step.parts else 0)
@@ -170,6 +174,12 @@ class SimulatedEngine(threading.Thread):
         ]
         if found:
             self._deliver(found)
+
+    def _count(self, step: Step, planned: float, taken: float) -> None:
+        ends = ((part, min(part.computed + part.tokens, part.work.prompt_tokens)) for part in step.parts)
+        self.counts["sim_computed_prompt_tokens"] += sum(max(0, end - part.computed) for part, end in ends)
+        self.counts["sim_step_seconds"] += planned
+        self.counts["sim_late_seconds"] += taken - planned
 
     def _take_commands(self) -> bool:
         """Takes what has arrived, waiting for it where there is nothing else to do; False where the engine is to end."""

@@ -1,0 +1,72 @@
+"""The gateways that a routing benchmark compares, as processes before one cluster of simulated workers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachebus.errors import SettingsError
+from cachebus.ports import free_port
+from deploy.bench.sim_cluster import SimCluster, await_true, headstart, process
+from deploy.launcher import answers
+
+OURS, VLLM_ROUTER = "headstart", "vllm-router"
+_HOST = "127.0.0.1"
+_READY_SECONDS_MAX = 60.0
+_REQUESTS_MAX = 100_000
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A system with one of its policies; "" is the one that it has by itself. ``command``: its executable, where it is not ours."""
+
+    system: str
+    policy: str
+    command: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """For people and rows."""
+        return f"{self.system} {self.policy}".strip()
+
+
+def chosen(systems: str, vllm_router: Path | None) -> list[Gateway]:
+    """The gateways of ``--systems``: names with commas, each with ``:POLICY`` where it is not to use its own. Raises SettingsError."""
+    found = []
+    for part in systems.split(","):
+        system, _, policy = part.strip().partition(":")
+        if system not in (OURS, VLLM_ROUTER):
+            raise SettingsError(f"--systems {systems}: {system!r} is none of {OURS}, {VLLM_ROUTER}")
+        if system == VLLM_ROUTER and vllm_router is None:
+            raise SettingsError(f"--systems {systems}: name the executable of {VLLM_ROUTER} with --vllm-router")
+        found.append(Gateway(system, policy, vllm_router if system == VLLM_ROUTER else None))
+    return found
+
+
+@contextlib.contextmanager
+def running(gateway: Gateway, cluster: SimCluster, logs: Path | None) -> Iterator[str]:
+    """Its URL, while it serves the cluster. Raises HeadstartError where it does not get ready."""
+    port = free_port(_HOST)
+    url = f"http://{_HOST}:{port}"
+    command = _ours(gateway, cluster, port) if gateway.system == OURS else _vllm_router(gateway, cluster, port)
+    with process(command, logs, gateway.label.replace(" ", "-")):
+        await_true(gateway.label, lambda: answers(f"{url}/{'ready' if gateway.system == OURS else 'health'}"), _READY_SECONDS_MAX)
+        yield url
+
+
+def _ours(gateway: Gateway, cluster: SimCluster, port: int) -> list[str]:
+    settings = [f"cache.run_dir={cluster.run_dir}", f"router.port={port}", f"router.requests_max={_REQUESTS_MAX}"]
+    settings += [f"router.policy={gateway.policy}"] if gateway.policy else []
+    return [*headstart("router"), "--log-level", "warning", *(part for setting in settings for part in ("--set", setting))]
+
+
+def _vllm_router(gateway: Gateway, cluster: SimCluster, port: int) -> list[str]:
+    workers: Sequence[str] = [
+        *(part for url in cluster.urls("prefill") for part in ("--prefill", url)),
+        *(part for url in cluster.urls("decode") for part in ("--decode", url)),
+    ]
+    policy = ["--policy", gateway.policy] if gateway.policy else []
+    check = ["--worker-startup-check-interval", "1", "--log-level", "warning"]
+    return [str(gateway.command), "--host", _HOST, "--port", str(port), "--vllm-pd-disaggregation", *workers, *policy, *check]
