@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cachebus.messages import ChunkInfo
+from cachebus.messages_tools import ChunkInfo, Chunks
 from cachebus.wire import Tier
 
 if TYPE_CHECKING:
@@ -26,20 +27,20 @@ class Counters:
     integrity_failures: int = 0
 
 
-def chunks(directory: Directory) -> list[ChunkInfo]:
-    """Every chunk that some tier holds."""
-    in_dram = directory.keys()
-    where: dict[bytes, list[Tier]] = {key: ["dram"] for key in in_dram}
-    for tier, keys in directory.tiers.keys().items():
-        for key in keys:
+def chunks(directory: Directory, after: bytes, count_max: int) -> Chunks:
+    """The first chunks that some tier holds, in the order of their keys, from the first key after ``after``."""
+    where: dict[bytes, list[Tier]] = {}
+    for tier, keys in {"dram": directory.keys(), **directory.tiers.keys()}.items():
+        # One more than wanted shows whether there are more. What comes first in all tiers together comes first in each that holds it.
+        for key in heapq.nsmallest(count_max + 1, (key for key in keys if key > after)):
             where.setdefault(key, []).append(tier)
     on_disk = directory.tiers.disk.index if directory.tiers.disk else {}
     found = []
-    for key, tiers in where.items():
+    for key in sorted(where)[:count_max]:
         entry = directory.dram.index.get(key) or on_disk.get(key)
         known = (entry.length, entry.pinned, entry.used_at, entry.readers, entry.layout) if entry else (0, False, 0, 0, b"")
-        found.append(ChunkInfo(key, tiers, *known))
-    return found
+        found.append(ChunkInfo(key, where[key], *known))
+    return Chunks(found, len(where) > count_max, directory.tiers.described)
 
 
 def statistics(directory: Directory) -> dict[str, float]:

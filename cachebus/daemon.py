@@ -27,7 +27,6 @@ from cachebus.members import Members
 from cachebus.messages import (
     Abandon,
     Acquire,
-    Chunks,
     Clear,
     Commit,
     Count,
@@ -38,7 +37,6 @@ from cachebus.messages import (
     Granted,
     Hello,
     Leave,
-    ListChunks,
     Pin,
     Ping,
     Pong,
@@ -59,6 +57,7 @@ from cachebus.messages import (
     Withdraw,
 )
 from cachebus.messages_peers import Lend, Missed
+from cachebus.messages_tools import CHUNKS_MAX, ListChunks
 from cachebus.metrics import BusMetrics
 from cachebus.node import Node
 from cachebus.region import Region
@@ -139,7 +138,7 @@ class Daemon:
             Commit: lambda c, t, r: self._directory.commit(r.holder, r.entries, _now_ms()),
             Abandon: lambda c, t, r: self._directory.abandon(r.holder, r.slots, _now_ms()),
             Quarantine: self._quarantine,
-            ListChunks: lambda c, t, r: [Answer(c, t, Chunks(census.chunks(self._directory), self._below.tiers.described))],
+            ListChunks: lambda c, t, r: [Answer(c, t, census.chunks(self._directory, r.after, max(1, min(r.count_max, CHUNKS_MAX))))],
             Pin: self._pin,
             Clear: self._clear,
             Reattach: self._reattach,

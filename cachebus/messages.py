@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cachebus.chunk import TENANT_BYTES
 from cachebus.messages_peers import Lend, Lent, Missed
+from cachebus.messages_tools import Chunks, ListChunks
 from cachebus.wire import Message, Role, Tier
 
 # Requests of every client.
@@ -165,10 +166,6 @@ class Report(Message, frozen=True):
 # Requests of people's tools.
 
 
-class ListChunks(Message, frozen=True):
-    """Asks for every chunk of the node."""
-
-
 class Pin(Message, frozen=True):
     """Keeps chunks in DRAM, or with ``pinned`` false lets them be evicted again."""
 
@@ -277,28 +274,6 @@ class Reserved(Message, frozen=True):
     """Reply to Reserve: the slots granted, in the order of the entries, those without one left out."""
 
     slots: list[Slot]
-
-
-class ChunkInfo(Message, frozen=True):
-    """A chunk and where it is; ``length`` and the rest are 0 where only the shared tier has it. ``used_at``: seconds since 1970.
-
-    ``layout`` (16 bytes) is what an Acquire of it must name; b"" where this node does not know it.
-    """
-
-    key: bytes
-    tiers: list[Tier]
-    length: int = 0
-    pinned: bool = False
-    used_at: int = 0
-    readers: int = 0
-    layout: bytes = b""
-
-
-class Chunks(Message, frozen=True):
-    """Reply to ListChunks. ``layouts``: the shape and the element type that a layout stands for, of the engines that this daemon has seen."""
-
-    chunks: list[ChunkInfo]
-    layouts: dict[bytes, tuple[str, str]] = {}  # noqa: RUF012 - msgspec gives each message its own
 
 
 class Count(Message, frozen=True):

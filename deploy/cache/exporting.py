@@ -16,7 +16,8 @@ from typing import BinaryIO
 from cachebus.archive import ArchiveWriter, matches
 from cachebus.chunk import ChunkHeader, key_id
 from cachebus.errors import BusError, HeadstartError
-from cachebus.messages import Acquire, ChunkInfo, Chunks, Extent, Granted, Quarantine, Release
+from cachebus.messages import Acquire, Extent, Granted, Quarantine, Release
+from cachebus.messages_tools import ChunkInfo, Chunks
 from cachebus.table import Record, State
 from deploy.cache.member import Member
 from deploy.cache.progress import Progress, bytes_text

@@ -8,11 +8,12 @@ from typing import TypeVar
 
 from cachebus.client import BusClient
 from cachebus.holder import Holder
-from cachebus.messages import Chunks, ListChunks, Ping, Pong, Reattach, Reply, Request
+from cachebus.messages import Ping, Pong, Reattach, Reply, Request
+from cachebus.messages_tools import Chunks
 from cachebus.region import Region
+from deploy.cache import asking
+from deploy.cache.asking import ANSWER_MS_MAX
 
-ANSWER_MS_MAX = 10_000
-LIST_MS_MAX = 60_000
 _R = TypeVar("_R", bound=Reply)
 
 
@@ -42,11 +43,9 @@ class Member:
         """The holder's name, for requests."""
         return self._holder.id
 
-    def ask(self, request: Request, expected: type[_R], answer_ms_max: int = ANSWER_MS_MAX) -> _R:
+    def ask(self, request: Request, expected: type[_R]) -> _R:
         """The reply. Raises BusUnavailable where none comes in time."""
-        reply = self._client.call(request, answer_ms_max)
-        assert isinstance(reply, expected)
-        return reply
+        return asking.ask(self._client, request, expected)
 
     def tell(self, request: Request) -> None:
         """Sends what has no reply, or none that matters."""
@@ -55,7 +54,7 @@ class Member:
 
     def chunks(self) -> Chunks:
         """Every chunk of the node."""
-        return self.ask(ListChunks(), Chunks, LIST_MS_MAX)
+        return asking.every_chunk(self._client)
 
     def stay(self) -> None:
         """Says to a daemon that was started again meanwhile that this holder has nothing open; until then it evicts nothing."""

@@ -6,16 +6,15 @@ import argparse
 import json
 import os
 import time
-from typing import TypeVar
 
 from cachebus.client import BusClient
 from cachebus.errors import BusError
-from cachebus.messages import ChunkInfo, Chunks, Clear, Count, ListChunks, Pin, Reply, Request, Stat, StatReply
+from cachebus.messages import Clear, Count, Pin, Stat, StatReply
+from cachebus.messages_tools import ChunkInfo
+from deploy.cache.asking import ask, every_chunk
 from deploy.settings import Settings
 
-_ANSWER_MS_MAX = 10_000
 _KEY_LETTERS = 16
-_R = TypeVar("_R", bound=Reply)
 _TIERS = ("dram", "nvme", "redis", "peer")
 
 
@@ -28,16 +27,17 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
         if options.action == "ls":
             return _list(client, options)
         if options.action == "clear":
-            return _count(client.call(Clear(options.tiers), _ANSWER_MS_MAX), "dropped", options)
-        keys = [_meant(text, _chunks(client)) for text in options.keys]
+            return _count(ask(client, Clear(options.tiers), Count), "dropped", options)
+        there = every_chunk(client).chunks
+        keys = [_meant(text, there) for text in options.keys]
         pinned = options.action == "pin"
-        return _count(client.call(Pin(keys, pinned), _ANSWER_MS_MAX), "pinned" if pinned else "unpinned", options)
+        return _count(ask(client, Pin(keys, pinned), Count), "pinned" if pinned else "unpinned", options)
     finally:
         client.close()
 
 
 def _stat(client: BusClient, options: argparse.Namespace) -> int:
-    values = _answer(client, Stat(), StatReply).values
+    values = ask(client, Stat(), StatReply).values
     if options.json:
         print(json.dumps(values))
         return 0
@@ -57,7 +57,7 @@ def _stat(client: BusClient, options: argparse.Namespace) -> int:
 
 
 def _list(client: BusClient, options: argparse.Namespace) -> int:
-    found = sorted(_chunks(client), key=lambda chunk: -chunk.used_at)
+    found = sorted(every_chunk(client).chunks, key=lambda chunk: -chunk.used_at)
     shown = found[: options.limit] if options.limit else found
     if options.json:
         rows = [{"key": c.key.hex(), "tiers": c.tiers, "bytes": c.length, "pinned": c.pinned, "used_at": c.used_at} for c in shown]
@@ -73,20 +73,9 @@ def _list(client: BusClient, options: argparse.Namespace) -> int:
     return 0
 
 
-def _count(reply: Reply, done: str, options: argparse.Namespace) -> int:
-    assert isinstance(reply, Count)
+def _count(reply: Count, done: str, options: argparse.Namespace) -> int:
     print(json.dumps({done: reply.count}) if options.json else f"{done} {reply.count} chunks")
     return 0
-
-
-def _chunks(client: BusClient) -> list[ChunkInfo]:
-    return _answer(client, ListChunks(), Chunks).chunks
-
-
-def _answer(client: BusClient, request: Request, expected: type[_R]) -> _R:
-    reply = client.call(request, _ANSWER_MS_MAX)
-    assert isinstance(reply, expected)
-    return reply
 
 
 def _meant(text: str, chunks: list[ChunkInfo]) -> bytes:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
-from tests_shared import Bus
+from redis_server import RedisServer
+from tests_shared import DIGEST_KEY, Bus, wait_for
 
+from cachebus.chunk import key_id
+from cachebus.messages_tools import CHUNKS_MAX
+from cachebus.settings import CacheSettings
 from deploy.cli import main
 
 
@@ -42,3 +47,23 @@ def test_a_pinned_chunk_says_so_and_a_cleared_tier_is_empty(bus: Bus, capsys: py
 def test_a_key_that_is_not_there_is_named(bus: Bus, capsys: pytest.CaptureFixture[str]) -> None:
     assert cache(bus, "pin", "beef") == 2
     assert "'beef' is the beginning of 0 chunks' keys" in capsys.readouterr().err
+
+
+def test_more_chunks_than_a_page_holds_are_all_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {n.to_bytes(4, "big") * 8 for n in range(2 * CHUNKS_MAX + 5)}
+    server = RedisServer(tmp_path)
+    bus = Bus(tmp_path, CacheSettings(remote_url=server.url))
+    try:
+        server.client.mset({f"headstart:1:{key_id(DIGEST_KEY).hex()}:{{{key.hex()}}}": b"" for key in keys})
+        bus.stop()
+        bus.start()
+        wait_for(lambda: bus.daemon.statistics().get("redis_chunks") == len(keys))
+        assert cache(bus, "ls", "--limit", "0", "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["total"] == len(keys)
+        assert {bytes.fromhex(row["key"]) for row in found["chunks"]} == keys
+        assert cache(bus, "pin", max(keys).hex()) == 0, "a key of the last page is known"
+    finally:
+        bus.stop()
+        bus.holder.close()
+        server.stop()
