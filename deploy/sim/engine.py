@@ -231,7 +231,7 @@ def _policy(spec: EngineSpec, registration: RegisterEngine) -> Policy:
     cache = spec.cache
     return Policy(
         worker=spec.worker,
-        holder=registration.holder,
+        holders=[registration.holder],
         namespace=registration.namespace,
         layout=registration.layout,
         chunk_size=cache.chunk_size,
