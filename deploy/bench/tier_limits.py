@@ -21,7 +21,7 @@ from cachebus.redis import PART_BYTES
 from cachebus.resp import Line, command_parts
 from cachebus.settings import CacheSettings
 from cachebus.zeromq_peers import PIECE_BYTES
-from deploy.bench.tier_goals import FIO, REDIS_BENCHMARK, ZEROMQ
+from deploy.bench.tier_goals import FIO, REDIS_BENCHMARK, ZEROMQ, ZEROMQ_OWN_MEMORY
 from deploy.bench.tier_values import GET, PUT, Load, Subject
 
 _HOST = "127.0.0.1"
@@ -118,17 +118,20 @@ def redis_server(folder: Path) -> Iterator[int]:
 
 
 def zeromq_streams(load: Load) -> list[Subject]:
-    """PUSH to PULL between two processes in frames as large as a peer's pieces, by one stream and by as many as the tier has."""
+    """PUSH to PULL between two processes in frames as large as a peer's pieces, by one stream and by as many as the tier has.
+
+    From one buffer into one, which the caches hold, and from memory as large as the load's into as much, as chunks lie.
+    """
     size = min(load.size, PIECE_BYTES)
     many = CacheSettings().peer_streams
 
-    def one(case: str, streams: int, security: str) -> Subject:
+    def one(system: str, case: str, streams: int, how: Sequence[str]) -> Subject:
         frames = max(1, load.total // size // streams)
-        command = [sys.executable, "-m", "deploy.bench.zeromq_stream", str(size), str(frames), str(streams), security]
-        return Subject(ZEROMQ, case, {GET: streams}, lambda: {GET: float(output_of(command))})
+        command = [sys.executable, "-m", "deploy.bench.zeromq_stream", str(size), str(frames), str(streams), *how]
+        return Subject(system, case, {GET: streams}, lambda: {GET: float(output_of(command))})
 
-    cases = (("peer", "plain"), ("peer, CURVE", "curve"))
-    return [one(case, streams, security) for case, security in cases for streams in dict.fromkeys((1, many))]
+    kinds = ((ZEROMQ, "peer", ("plain", "one")), (ZEROMQ_OWN_MEMORY, "peer", ("plain", "own")), (ZEROMQ, "peer, CURVE", ("curve", "one")))
+    return [one(system, case, streams, how) for system, case, how in kinds for streams in dict.fromkeys((1, many))]
 
 
 def output_of(command: Sequence[str], environment: dict[str, str] | None = None) -> str:

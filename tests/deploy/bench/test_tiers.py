@@ -11,7 +11,7 @@ import pytest
 from cachebus.errors import HeadstartError, SettingsError
 from cachebus.lanes import Memory
 from cachebus.redis import Remote
-from deploy.bench import tier_goals, tier_lanes, tier_limits, tier_lmcache, tier_nodes, tiers
+from deploy.bench import tier_goals, tier_lanes, tier_limits, tier_lmcache, tier_nodes, tiers, zeromq_stream
 from deploy.bench.report import Row
 from deploy.bench.tier_values import GET, PUT, Load, Subject
 from deploy.cli import main
@@ -129,11 +129,21 @@ def test_a_node_pulls_from_another_again_and_again(keys: bool) -> None:
         assert [measure()[GET] > 0 for _ in range(3)] == [True] * 3
 
 
-@pytest.mark.parametrize("security", ["plain", "curve"])
-def test_the_bare_stream(security: str) -> None:
-    streams = [subject for subject in tier_limits.zeromq_streams(SMALL) if ("CURVE" in subject.case) == (security == "curve")]
+@pytest.mark.parametrize(
+    ("system", "case"), [(tier_goals.ZEROMQ, "peer"), (tier_goals.ZEROMQ_OWN_MEMORY, "peer"), (tier_goals.ZEROMQ, "peer, CURVE")]
+)
+def test_the_bare_stream(system: str, case: str) -> None:
+    streams = [subject for subject in tier_limits.zeromq_streams(SMALL) if (subject.system, subject.case) == (system, case)]
     assert [subject.concurrency for subject in streams] == [{GET: 1}, {GET: 4}]
     assert all(subject.measure()[GET] > 0 for subject in streams)
+
+
+@pytest.mark.parametrize(("memory", "count"), [("one", 1), ("own", 3)])
+def test_the_bare_streams_memory(memory: str, count: int) -> None:
+    buffers = zeromq_stream.buffers(4096, 3, memory)
+    for number, buffer in enumerate(buffers):
+        buffer[:] = bytes([number]) * 4096
+    assert [bytes(buffer) for buffer in buffers] == [bytes([number]) * 4096 for number in range(count)]
 
 
 @pytest.mark.skipif(not (shutil.which("fio") and shutil.which("redis-benchmark")), reason="needs fio and redis-benchmark")
@@ -154,7 +164,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (f"{tier}, 1 MiB", metric) for tier in ("dram", "nvme", "redis") for metric in (PUT, GET)
     } | {(f"{tier}, 1 MiB", GET) for tier in ("peer", "peer, CURVE")}
     assert "no LMCache: left out" in said.err
-    assert "peer, 1 MiB, get / zeromq" in said.err
+    assert "peer, 1 MiB, get / zeromq:" in said.err
+    assert "peer, 1 MiB, get / zeromq, own memory:" in said.err
     assert list(tmp_path.iterdir()) == [output]
 
 
