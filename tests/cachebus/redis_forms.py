@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import redis
 from cryptography import x509
@@ -69,7 +71,8 @@ class TlsServer(RedisServer):
 
     def make_client(self) -> redis.Redis:
         own: dict[str, Any] = {"ssl_certfile": str(self._certificate), "ssl_keyfile": str(self._key)}
-        return redis.Redis(port=self._tls_port, socket_timeout=5, ssl=True, ssl_ca_certs=str(self.ca), ssl_check_hostname=False, **own)
+        own |= {"ssl_ca_certs": str(self.ca), "ssl_check_hostname": False, "password": self._password()}
+        return redis.Redis(port=self._tls_port, socket_timeout=5, ssl=True, **own)
 
 
 class RedisCluster:
@@ -138,27 +141,62 @@ class RedisCluster:
 
 
 class Watched:
-    """A master, its replica, and a sentinel that watches them under the name "main"."""
+    """A master, its replica, and a sentinel that watches them under the name "main"; all with TLS and nothing else where there are certificates.
 
-    def __init__(self, folder: Path, password: str = "") -> None:
+    ``password`` is the servers', ``sentinel_password`` what the sentinel asks its user "watcher" for.
+    """
+
+    def __init__(self, folder: Path, password: str = "", certificates: Certificates | None = None, sentinel_password: str = "") -> None:
+        self._certificates, self._password, self._sentinel_password = certificates, password, sentinel_password
         for name in ("master", "replica", "sentinel"):
             (folder / name).mkdir()
-        secret = ["--requirepass", password, "--masterauth", password] if password else []
-        self.master = RedisServer(folder / "master", "--repl-diskless-sync-delay", "0", *secret)
-        self.replica = RedisServer(folder / "replica", "--replicaof", "127.0.0.1", str(self.master.port), *secret)
-        port = free_port("127.0.0.1")
-        lines = [f"port {port}", "bind 127.0.0.1", f"dir {folder / 'sentinel'}", f"sentinel monitor main 127.0.0.1 {self.master.port} 1"]
+        self._stack = contextlib.ExitStack()
+        try:
+            self.master = self._server(folder / "master", "--repl-diskless-sync-delay", "0")
+            self.replica = self._server(folder / "replica", "--replicaof", "127.0.0.1", str(self.master.port))
+            self.port = free_port("127.0.0.1")
+            self.client = self._watch(folder / "sentinel")
+            wait_for(self._watches, 15)
+        except BaseException:
+            self.stop()
+            raise
+        user = f":{quote(password)}@" if password else ""
+        self.url = f"redis{'s' if certificates else ''}+sentinel://{user}127.0.0.1:{self.port},127.0.0.1:9/main"
+
+    def _server(self, folder: Path, *options: str) -> RedisServer:
+        secret = ["--requirepass", self._password, "--masterauth", self._password] if self._password else []
+        if self._certificates:
+            server: RedisServer = TlsServer(folder, self._certificates, "--tls-replication", "yes", *secret, *options)
+        else:
+            server = RedisServer(folder, *secret, *options)
+        self._stack.callback(server.stop)
+        return server
+
+    def _watch(self, folder: Path) -> redis.Redis:
+        lines = ["bind 127.0.0.1", f"dir {folder}", f"sentinel monitor main 127.0.0.1 {self.master.port} 1"]
         lines += ["sentinel down-after-milliseconds main 500", "sentinel failover-timeout main 3000"]
-        lines += [f'sentinel auth-pass main "{password}"'] if password else []
-        file = folder / "sentinel" / "sentinel.conf"
+        lines += [f'sentinel auth-pass main "{self._password}"'] if self._password else []
+        own: dict[str, Any] = {}
+        if self._certificates:
+            certificate, key = self._certificates.sign("sentinel")
+            lines += ["port 0", f"tls-port {self.port}", "tls-replication yes", "tls-auth-clients no"]
+            lines += [f"tls-cert-file {certificate}", f"tls-key-file {key}", f"tls-ca-cert-file {self._certificates.ca}"]
+            own = {"ssl": True, "ssl_ca_certs": str(self._certificates.ca)}
+        else:
+            lines += [f"port {self.port}"]
+        if self._sentinel_password:
+            lines += ["user default off", f"user watcher on >{self._sentinel_password} allchannels +@all"]
+            own |= {"username": "watcher", "password": self._sentinel_password}
+        file = folder / "sentinel.conf"
         file.write_text("\n".join(lines) + "\n")
         program = shutil.which("redis-server")
         assert program
-        self._sentinel = subprocess.Popen([program, str(file), "--sentinel"], stdout=subprocess.DEVNULL)
-        self.client = redis.Redis(port=port, socket_timeout=5)
-        wait_for(self._watches, 15)
-        user = f":{password}@" if password else ""
-        self.url = f"redis+sentinel://{user}127.0.0.1:{port},127.0.0.1:9/main"
+        sentinel = subprocess.Popen([program, str(file), "--sentinel"], stdout=subprocess.DEVNULL)
+        self._stack.callback(sentinel.wait)
+        self._stack.callback(sentinel.kill)
+        client = redis.Redis("127.0.0.1", self.port, socket_timeout=5, **own)
+        self._stack.callback(client.close)
+        return client
 
     def master_port(self) -> int:
         """Where the sentinel says that the master is."""
@@ -169,11 +207,7 @@ class Watched:
         self.client.execute_command("SENTINEL FAILOVER", "main")
 
     def stop(self) -> None:
-        self.client.close()
-        self._sentinel.kill()
-        self._sentinel.wait()
-        self.replica.stop()
-        self.master.stop()
+        self._stack.close()
 
     def _watches(self) -> bool:
         try:

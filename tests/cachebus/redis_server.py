@@ -28,14 +28,11 @@ class RedisServer:
         command = [program, "--port", str(self.port), "--save", "", "--dir", str(self._folder), "--loglevel", "warning", *self._options]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         self.client = self.make_client()
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                self.client.ping()
-                return
-            except redis.ConnectionError:
-                assert time.monotonic() < deadline, "redis-server does not start"
-                time.sleep(0.02)
+        try:
+            self._await()
+        except BaseException:
+            self.stop()
+            raise
 
     def make_client(self) -> redis.Redis:
         """redis-py's own client, for looking in."""
@@ -54,6 +51,16 @@ class RedisServer:
     def stop(self) -> None:
         self.client.close()
         self.kill()
+
+    def _await(self) -> None:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.client.ping()
+                return
+            except redis.ConnectionError:
+                assert time.monotonic() < deadline, "redis-server does not start"
+                time.sleep(0.02)
 
     def _password(self) -> str | None:
         options = list(self._options)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis_forms import Certificates, RedisCluster, TlsServer, Watched
@@ -53,14 +55,34 @@ def certificates(tmp_path: Path) -> Certificates:
     return Certificates(tmp_path / "certificates")
 
 
-def test_tls_with_an_authority_of_ones_own(tmp_path: Path, certificates: Certificates) -> None:
-    server = TlsServer(tmp_path, certificates)
-    works(remote(f"{server.url}?ssl_ca_certs={certificates.ca}"))
-    server.stop()
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    made = RedisServer(tmp_path)
+    yield made
+    made.stop()
 
 
-def test_a_server_that_is_not_trusted_is_refused_and_named(tmp_path: Path, certificates: Certificates, caplog: pytest.LogCaptureFixture) -> None:
-    server = TlsServer(tmp_path, certificates)
+@pytest.fixture
+def tls_server(tmp_path: Path, certificates: Certificates) -> Iterator[Callable[..., TlsServer]]:
+    """Starts one with the options given, and ends all that it started."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**options: Any) -> TlsServer:
+            made = TlsServer(tmp_path, certificates, **options)
+            stack.callback(made.stop)
+            return made
+
+        yield start
+
+
+def test_tls_with_an_authority_of_ones_own(tls_server: Callable[..., TlsServer], certificates: Certificates) -> None:
+    works(remote(f"{tls_server().url}?ssl_ca_certs={certificates.ca}"))
+
+
+def test_a_server_that_is_not_trusted_is_refused_and_named(
+    tls_server: Callable[..., TlsServer], tmp_path: Path, certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = tls_server()
     other = Certificates(tmp_path / "other")
     for url in (server.url, f"{server.url}?ssl_ca_certs={other.ca}"):
         caplog.clear()
@@ -70,23 +92,19 @@ def test_a_server_that_is_not_trusted_is_refused_and_named(tmp_path: Path, certi
     assert not remote(server.url.replace("rediss", "redis")).available
     assert "does not answer" in caplog.text
     assert remote(f"{server.url}?ssl_ca_certs={certificates.ca}").available, "the control"
-    server.stop()
-    elsewhere = TlsServer(tmp_path, certificates, address="10.1.2.3")
+    elsewhere = tls_server(address="10.1.2.3")
     assert not remote(f"{elsewhere.url}?ssl_ca_certs={certificates.ca}").available
     assert remote(f"{elsewhere.url}?ssl_ca_certs={certificates.ca}&ssl_check_hostname=false").available, "the control"
-    elsewhere.stop()
 
 
-def test_tls_that_asks_who_comes(tmp_path: Path, certificates: Certificates) -> None:
-    server = TlsServer(tmp_path, certificates, known_only=True)
+def test_tls_that_asks_who_comes(tls_server: Callable[..., TlsServer], certificates: Certificates) -> None:
+    server = tls_server(known_only=True)
     certificate, key = certificates.sign("node")
     assert not remote(f"{server.url}?ssl_ca_certs={certificates.ca}").available
     assert remote(f"{server.url}?ssl_ca_certs={certificates.ca}&ssl_certfile={certificate}&ssl_keyfile={key}").put(*chunk(1, 1000))
-    server.stop()
 
 
-def test_a_user_who_may_do_what_is_needed_and_nothing_else(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path)
+def test_a_user_who_may_do_what_is_needed_and_nothing_else(tmp_path: Path, server: RedisServer) -> None:
     may = ["+get", "+set", "+del", "+unlink", "+scan", "+ping", "+info", "+select"]
     server.client.execute_command("ACL", "SETUSER", "cache", "on", ">se cret/1", "~headstart:*", *may)
     secret = tmp_path / "password"
@@ -97,29 +115,24 @@ def test_a_user_who_may_do_what_is_needed_and_nothing_else(tmp_path: Path) -> No
     assert not remote(f"redis://cache:wrong@{host}/0").available
     server.client.execute_command("ACL", "SETUSER", "default", "off")
     assert not remote(f"redis://{host}/0").available
-    server.stop()
 
 
-def test_databases_are_apart(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path)
+def test_databases_are_apart(server: RedisServer) -> None:
     header, payload = chunk(1, 1000)
     for url in (f"redis://127.0.0.1:{server.port}/3", f"redis://127.0.0.1:{server.port}?db=4"):
         assert remote(url).put(header, payload)
     assert [server.client.execute_command("SELECT", n) and server.client.dbsize() for n in (0, 3, 4)] == [0, 2, 2]
     server.client.execute_command("SELECT", 0)
-    server.stop()
 
 
-def test_a_new_connection_to_a_paused_server_costs_one_silence(tmp_path: Path) -> None:
+def test_a_new_connection_to_a_paused_server_costs_one_silence(server: RedisServer) -> None:
     """redis-py by itself would try ten times more."""
-    server = RedisServer(tmp_path)
     tier = remote(server.url, timeout_ms=TIMEOUT_MS)
     tier._local.lines.clear()
     server.pause()
     started = time.perf_counter()
     assert not served(tier, *chunk(1, 5000))
     assert TIMEOUT_MS / 1000 <= time.perf_counter() - started < 5 * TIMEOUT_MS / 1000
-    server.stop()
 
 
 @pytest.mark.parametrize(
@@ -243,8 +256,15 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
     made.stop()
 
 
+@pytest.fixture
+def watched_with_tls(tmp_path: Path, certificates: Certificates) -> Iterator[Watched]:
+    made = Watched(tmp_path, "open sesame", certificates, "who/watches")
+    yield made
+    made.stop()
+
+
 def test_a_sentinel_tells_the_master_and_a_failover_is_found(watched: Watched) -> None:
-    tier = remote(watched.url.replace("open sesame", "open%20sesame"))
+    tier = remote(watched.url)
     works(tier)
     header, payload = chunk(1, 100_000)
     assert tier.put(header, payload)
@@ -260,7 +280,7 @@ def test_a_sentinel_tells_the_master_and_a_failover_is_found(watched: Watched) -
 
 
 def test_a_master_that_becomes_a_replica_is_left(watched: Watched) -> None:
-    tier = remote(watched.url.replace("open sesame", "open%20sesame"), timeout_ms=TIMEOUT_MS * 10)
+    tier = remote(watched.url, timeout_ms=TIMEOUT_MS * 10)
     assert tier.put(*chunk(1, 5000))
     watched.master.client.replicaof("127.0.0.1", str(watched.replica.port))
     watched.replica.client.replicaof("NO", "ONE")
@@ -268,3 +288,38 @@ def test_a_master_that_becomes_a_replica_is_left(watched: Watched) -> None:
         tier.put(*chunk(2, 5000))
     assert not tier.available
     assert tier.counts["refused"] == 0
+
+
+def test_a_sentinel_with_tls_that_asks_for_its_own_user(watched_with_tls: Watched, tmp_path: Path, certificates: Certificates) -> None:
+    secret = tmp_path / "sentinel-password"
+    secret.write_text("who/watches\n")
+    trusted, user = f"?ssl_ca_certs={certificates.ca}", "&sentinel_username=watcher"
+    tier = remote(f"{watched_with_tls.url}{trusted}{user}&sentinel_password_file={secret}", timeout_ms=TIMEOUT_MS * 10)
+    works(tier)
+    header, payload = chunk(1, 100_000)
+    assert tier.put(header, payload)
+    wait_for(lambda: watched_with_tls.replica.client.dbsize() == 2)
+    watched_with_tls.master.kill()
+    assert not served(tier, header, payload)
+    wait_for(tier.tick, 20)
+    assert watched_with_tls.master_port() == watched_with_tls.replica.port
+    assert served(tier, header, payload), "the replica had it"
+
+
+def test_a_sentinel_tells_nothing_to_those_it_does_not_know(
+    watched_with_tls: Watched, tmp_path: Path, certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret, wrong = tmp_path / "sentinel-password", tmp_path / "wrong"
+    secret.write_text("who/watches")
+    wrong.write_text("who")
+    trusted, user = f"?ssl_ca_certs={certificates.ca}", "&sentinel_username=watcher"
+    own = f"&sentinel_password_file={secret}"
+    other = Certificates(tmp_path / "other")
+    for query in (trusted, f"{trusted}{user}&sentinel_password_file={wrong}", f"?ssl_ca_certs={other.ca}{user}{own}"):
+        caplog.clear()
+        assert not remote(watched_with_tls.url + query).available, query
+        assert "does not answer" in caplog.text
+        assert "who" not in caplog.text
+    plain = watched_with_tls.url.replace("rediss", "redis")
+    assert not remote(f"{plain}?{user}{own}").available
+    assert remote(f"{watched_with_tls.url}{trusted}{user}{own}").available, "the control"
