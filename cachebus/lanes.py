@@ -24,6 +24,7 @@ from cachebus.errors import TierError
 from cachebus.extents import aligned
 from cachebus.sealing import Sealer
 from cachebus.table import Record
+from cachebus.turns import Turns
 from cachebus.wire import Tier
 
 log = logging.getLogger("headstart.cachebus")
@@ -279,6 +280,7 @@ class RemoteLane(Lane):
         self._written: set[bytes] = set()
         self._scan_at = 0.0
         self._round_trip = 0.0
+        self._turns = Turns()
         super().__init__(memory, readers, writers, wake)
 
     @property
@@ -292,6 +294,11 @@ class RemoteLane(Lane):
     def distances(self) -> dict[str, float]:
         return {self.tier: self._round_trip}
 
+    def start(self, job: Job) -> None:
+        if isinstance(job, Wipe | Write):
+            self._turns.asked(job)
+        super().start(job)
+
     def _do(self, job: Job) -> Outcome:
         sealer = self._memory.sealer
         if isinstance(job, Read):
@@ -303,17 +310,19 @@ class RemoteLane(Lane):
             return self._checked(job, found if opened else None)
         if isinstance(job, Write):
             header, payload = job.header, self._memory.extent(job.source, job.header.length)
-            stored = self._remote.put(*sealer.seal(header, payload)) if sealer else self._remote.put(header, payload)
+            with self._turns.writing(job):
+                stored = self._remote.put(*sealer.seal(header, payload)) if sealer else self._remote.put(header, payload)
             if stored:
                 self._written.add(job.header.key)
             return Outcome(stored)
         if isinstance(job, Probe):
             return Outcome(True, headers=self._remote.probe(job.keys))
         if isinstance(job, Wipe):
-            if job.keys:
-                self._remote.delete(job.keys)
-            else:
-                self._remote.clear()
+            with self._turns.wiping(job):
+                if job.keys:
+                    self._remote.delete(job.keys)
+                else:
+                    self._remote.clear()
         return Outcome(True)
 
     def _upkeep(self) -> None:

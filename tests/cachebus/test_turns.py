@@ -1,0 +1,121 @@
+"""A wipe and the writes of its key keep their order, whatever the threads do in between."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from redis_server import RedisServer
+from test_redis import chunk, remote
+from tests_shared import DIGEST_KEY, wait_for
+
+from cachebus.chunk import ChunkHeader, key_id
+from cachebus.effects import Outcome, Wipe, Write
+from cachebus.lanes import Memory, RemoteLane
+from cachebus.redis import PART_BYTES, Remote, RemoteSettings
+from cachebus.turns import Turns
+
+LENGTH = 2 * PART_BYTES
+
+
+class Slow(Remote):
+    """The real tier, in which forgetting stops after the header and goes on when it is told to, as a thread that loses the processor does."""
+
+    begun = threading.Event()
+    may_go_on = threading.Event()
+
+    def delete(self, keys: Sequence[bytes]) -> int:
+        found = self.probe(keys)
+        self.begun.set()
+        assert self.may_go_on.wait(10)
+        return super().delete(keys) + found.count(None)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    made = RedisServer(tmp_path)
+    yield made
+    made.stop()
+
+
+def test_a_chunk_that_is_written_again_while_it_is_wiped_is_there(server: RedisServer) -> None:
+    header, payload = chunk(1, LENGTH)
+    other, _ = chunk(2, LENGTH)
+    tier = Slow(RemoteSettings(server.url, key_id(DIGEST_KEY), 60, 2000))
+    lane = RemoteLane(tier, Memory(memoryview(bytearray(payload)), DIGEST_KEY), readers=1, writers=3, wake=lambda: None)
+    try:
+        wait_for(lambda: lane.usable)
+        lane.start(Wipe("redis", keys=[header.key]))
+        assert tier.begun.wait(10)
+        lane.start(Write(1, "redis", header, 0, 0, None))
+        lane.start(Write(2, "redis", ChunkHeader(other.key, other.layout, other.digest, LENGTH, other.key_id), 0, 0, None))
+        done: dict[int, Outcome] = {}
+        wait_for(lambda: done.update(lane.outcomes()) or 2 in done)
+        assert not server.client.exists(tier._name(header.key)), "it waits, and holds up no other"
+        tier.may_go_on.set()
+        wait_for(lambda: done.update(lane.outcomes()) or len(done) == 2)
+        assert all(outcome.good for outcome in done.values())
+        into = bytearray(LENGTH)
+        assert tier.get(header, memoryview(into)) == header
+        assert into == payload
+    finally:
+        tier.may_go_on.set()
+        lane.close(5)
+
+
+@pytest.mark.parametrize("keys", [[b"a" * 32], []], ids=["a key", "everything"])
+def test_a_wipe_waits_for_a_write_that_is_under_way_and_holds_up_the_next(keys: list[bytes]) -> None:
+    turns, order = Turns(), []
+    header = ChunkHeader(b"a" * 32, b"l" * 16, b"d" * 32, 1, b"k" * 8)
+    first, wipe, second = Write(1, "redis", header, 0, 0, None), Wipe("redis", keys=keys), Write(2, "redis", header, 0, 0, None)
+    foreign = Write(3, "redis", ChunkHeader(b"b" * 32, b"l" * 16, b"d" * 32, 1, b"k" * 8), 0, 0, None)
+
+    def wiped() -> None:
+        with turns.wiping(wipe):
+            order.append("wipe")
+
+    def written() -> None:
+        with turns.writing(second):
+            order.append("second")
+
+    threads = [threading.Thread(target=written), threading.Thread(target=wiped)]
+    turns.asked(first)
+    with turns.writing(first):
+        for job in (wipe, second, foreign):
+            turns.asked(job)
+        for thread in threads:
+            thread.start()
+        threads[1].join(0.1)
+        if keys:
+            with turns.writing(foreign):
+                order.append("foreign")
+        order.append("first")
+    for thread in threads:
+        thread.join(10)
+    assert order == [*(["foreign"] if keys else []), "first", "wipe", "second"]
+
+
+def test_any_mixture_ends(server: RedisServer) -> None:
+    """No order of jobs makes threads wait for each other; at the end what is there is whole."""
+    tier = remote(server.url)
+    drawn = random.Random(7)
+    chunks = [chunk(n, 5000) for n in range(4)]
+    lane = RemoteLane(tier, Memory(memoryview(bytearray(chunks[0][1])), DIGEST_KEY), readers=1, writers=3, wake=lambda: None)
+    written = 0
+    for number in range(1, 600):
+        kind = drawn.random()
+        header = drawn.choice(chunks)[0]
+        if kind < 0.7:
+            written += 1
+            lane.start(Write(number, "redis", header, 0, 0, None))
+        else:
+            lane.start(Wipe("redis", keys=[header.key] if kind < 0.95 else []))
+    done: list[tuple[int, Outcome]] = []
+    wait_for(lambda: done.extend(lane.outcomes()) or len(done) == written, 30)
+    lane.close(10)
+    assert not any(thread.is_alive() for thread in lane._threads)
+    headers = {name for name in server.client.keys("*") if not name.endswith(b":0")}
+    assert {name + b":0" for name in headers} <= set(server.client.keys("*")), "no header without its part"
