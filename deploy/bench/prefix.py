@@ -29,8 +29,6 @@ compute on different numbers of cores. So the number is fixed, for all alike."""
 _RESERVED_CORES_DEFAULT = "0"
 _ROUNDS = 2
 _WARM_UP_TOKENS = (700, 2048)
-_FOREIGN_CORES_MAX = 0.15
-_TRIES_MAX = 3
 _METRIC = "ttft_seconds"
 
 System = Callable[[Settings, Path, Callable[[str], None]], AbstractContextManager[list[Case]]]
@@ -100,17 +98,17 @@ def _measure(gathered: Gathered, system: str, cases: list[Case], lengths: Sequen
 
 def _run(gathered: Gathered, system: str, cases: list[Case], length: int, number: int, count: Count) -> None:
     """Asks every case once; again, with other prompts, where other processes kept the machine busy. The quietest try counts."""
-    tries: list[tuple[float, dict[str, float]]] = []
-    while len(tries) < _TRIES_MAX and (not tries or tries[-1][0] > _FOREIGN_CORES_MAX):
-        before = quiet.read()
+
+    def ask(tried: int) -> dict[str, float]:
         # The first try's prompts are the same for every system, so that their answers can be compared.
-        asked = _ask_all(cases, length, f"{length}/{number}/{len(tries)}", count)
-        tries.append((quiet.foreign_cores(before, quiet.read()), {case.name: seconds for case, _, seconds, _ in asked if case.timed}))
+        asked = _ask_all(cases, length, f"{length}/{number}/{tried}", count)
         for case, prompt, _, token_ids in asked:
             gathered.answers[prompt][f"{system}, {case.name}"] = token_ids
-    foreign, seconds = min(tries, key=lambda one: one[0])
+        return {case.name: seconds for case, _, seconds, _ in asked if case.timed}
+
+    seconds, disturbed = quiet.quietest(ask)
     gathered.runs += 1
-    gathered.disturbed += foreign > _FOREIGN_CORES_MAX
+    gathered.disturbed += disturbed
     for name, value in seconds.items():
         gathered.seconds[system, name, length].append(value)
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from cachebus.engine import process_tree
 
+FOREIGN_CORES_MAX = 0.15
+"""A measurement during which others kept more than that busy was disturbed."""
+TRIES_MAX = 3
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,20 @@ def foreign_cores(before: Reading, after: Reading) -> float:
     busy = after.busy_seconds - before.busy_seconds
     own = after.own_seconds - before.own_seconds
     return max(0.0, busy - own) / max(after.wall_seconds - before.wall_seconds, 1e-3)
+
+
+def quietest(measure: Callable[[int], T], tries_max: int = TRIES_MAX) -> tuple[T, bool]:
+    """Measures, and again where others kept the machine busy: what the quietest try gave, and whether that one was disturbed, too.
+
+    ``measure`` is given the try's number, from 0.
+    """
+    tries: list[tuple[float, T]] = []
+    while len(tries) < tries_max and (not tries or tries[-1][0] > FOREIGN_CORES_MAX):
+        before = read()
+        found = measure(len(tries))
+        tries.append((foreign_cores(before, read()), found))
+    foreign, found = min(tries, key=lambda one: one[0])
+    return found, foreign > FOREIGN_CORES_MAX
 
 
 def busy_seconds(stat: str) -> float:

@@ -23,8 +23,6 @@ from cachebus.errors import HeadstartError, SettingsError
 from deploy.bench import quiet, report, tier_goals, tier_lanes, tier_limits, tier_lmcache, tier_nodes
 from deploy.bench.tier_values import Load, Subject
 
-_TRIES_MAX = 3
-_FOREIGN_CORES_MAX = 0.15
 _CHUNKS_MIN = 4
 _REDIS_PORT = 6379
 
@@ -108,18 +106,17 @@ def _subjects(load: Load, options: argparse.Namespace) -> Iterator[list[Subject]
 
 def _measure(gathered: _Gathered, subject: Subject, load: Load, *, counts: bool) -> None:
     """Measures once; again where other processes kept the machine busy. The quietest try counts."""
-    tries: list[tuple[float, dict[str, float]]] = []
-    while len(tries) < (_TRIES_MAX if counts else 1) and (not tries or tries[-1][0] > _FOREIGN_CORES_MAX):
+
+    def measure(_: int) -> dict[str, float]:
         # What others left to be written would be written now.
         os.sync()
-        before = quiet.read()
-        speeds = subject.measure()
-        tries.append((quiet.foreign_cores(before, quiet.read()), speeds))
+        return subject.measure()
+
+    speeds, disturbed = quiet.quietest(measure, quiet.TRIES_MAX if counts else 1)
     if not counts:
         return
-    foreign, speeds = min(tries, key=lambda one: one[0])
     gathered.runs += 1
-    gathered.disturbed += foreign > _FOREIGN_CORES_MAX
+    gathered.disturbed += disturbed
     for metric, value in speeds.items():
         gathered.speeds[subject.system, f"{subject.case}, {load.label}", subject.concurrency[metric], metric].append(value)
 

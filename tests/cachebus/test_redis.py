@@ -13,6 +13,7 @@ from blake3 import blake3
 from redis_server import RedisServer
 from tests_shared import DIGEST_KEY, wait_for
 
+from cachebus.breaker import Breaker
 from cachebus.chunk import HEADER_BYTES, ChunkHeader, key_id
 from cachebus.redis import PART_BYTES, Remote, RemoteSettings, RemoteUnavailable, redacted
 
@@ -145,6 +146,23 @@ def test_a_paused_server_is_given_up_at_once_and_found_again(server: RedisServer
     into = bytearray(len(payload))
     assert tier.get(header, memoryview(into))
     assert into == payload
+
+
+class NeverOpens(Breaker):
+    def failed(self, now: float) -> bool:
+        return True
+
+
+def test_without_the_breaker_a_paused_server_costs_a_silence_each_time(server: RedisServer) -> None:
+    """The control of the test before: it's the breaker that makes a hundred questions cheap."""
+    tier = remote(server.url, timeout_ms=TIMEOUT_MS)
+    tier._breaker = NeverOpens(open=False)
+    server.pause()
+    started = time.perf_counter()
+    for number in range(5):
+        assert tier.probe([chunk(number, 1)[0].key]) == [None]
+    assert time.perf_counter() - started >= 5 * TIMEOUT_MS / 1000
+    assert tier.available
 
 
 def test_a_server_that_comes_back_empty_has_nothing(server: RedisServer) -> None:

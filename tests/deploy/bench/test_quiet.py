@@ -36,3 +36,21 @@ def test_our_own_work_is_seen_as_our_own() -> None:
     after = quiet.read()
     assert after.own_seconds - before.own_seconds >= 0.15
     assert after.busy_seconds - before.busy_seconds >= 0.15
+
+
+def test_a_disturbed_measurement_is_repeated_and_the_quietest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tried(*foreign: float) -> tuple[int, bool, int]:
+        # Two readings a try, a second apart; all work in between is foreign.
+        busy, readings = 0.0, []
+        for number, cores in enumerate(foreign):
+            readings += [Reading(2 * number, busy, 0), Reading(2 * number + 1, busy + cores, 0)]
+            busy += cores
+        left = iter(readings)
+        monkeypatch.setattr(quiet, "read", lambda: next(left))
+        made: list[int] = []
+        found, disturbed = quiet.quietest(lambda number: made.append(number) or number)
+        return found, disturbed, len(made)
+
+    assert tried(0.1) == (0, False, 1)
+    assert tried(0.5, 0.1) == (1, False, 2)
+    assert tried(0.9, 0.4, 0.6) == (1, True, quiet.TRIES_MAX)
