@@ -56,6 +56,7 @@ from cachebus.messages import (
     Welcome,
     Withdraw,
 )
+from cachebus.messages_hbm import OpenHbm, ReportHbm
 from cachebus.messages_peers import Lend, Missed
 from cachebus.messages_tools import CHUNKS_MAX, ListChunks
 from cachebus.metrics import BusMetrics
@@ -143,6 +144,8 @@ class Daemon:
             Clear: self._clear,
             Reattach: self._reattach,
             Lend: self._lend,
+            OpenHbm: lambda c, t, r: self._members.open_hbm(c, t, r, _now_ms()),
+            ReportHbm: lambda c, t, r: self._members.report_hbm(c, t, r, _now_ms()),
         }
         self._carry_out(self._below.changes())
         self._adopt()
@@ -174,6 +177,7 @@ class Daemon:
             if now >= upkeep_at:
                 upkeep_at = now + UPKEEP_MS
                 self._carry_out(self._directory.upkeep(now, self._cache.chunk_ttl_seconds))
+                self._carry_out(self._members.hbm.end_silent(now))
             if now >= reap_at:
                 reap_at = now + REAP_MS
                 self._reap()
@@ -206,6 +210,8 @@ class Daemon:
         return {
             **self._directory.statistics(),
             **{f"workers_{role}": count for role, count in roles.items()},
+            **{f"hbm_chunks_{worker}": count for worker, count in self._members.hbm.counts().items()},
+            "hbm_gaps_total": self._members.hbm.gaps,
             "engines": len(self._members.engines),
             "lent": len(self._node.lending) if self._node else 0,
             "holders": len(self._holders),
@@ -294,7 +300,7 @@ class Daemon:
         if missed is not None:
             return [Answer(client, ticket, Missed(missed))]
         keys: dict[Tier, list[bytes]] = {"dram": self._directory.keys(), **self._below.tiers.keys()}
-        return [Answer(client, ticket, SnapshotReply(self._epoch, self._seq, keys, self._members.workers()))]
+        return [Answer(client, ticket, SnapshotReply(self._epoch, self._seq, keys, self._members.workers(), self._members.hbm.keys()))]
 
     def _register_engine(self, client: bytes, ticket: int, request: RegisterEngine) -> list[Effect]:
         effects: list[Effect]

@@ -36,11 +36,16 @@ def tenant_id(salt: str) -> bytes:
     return _digest(_TENANT, salt.encode())[:TENANT_BYTES] if salt else bytes(TENANT_BYTES)
 
 
+def chunk_key(parent: bytes, words: bytes) -> bytes:
+    """The key of the chunk after ``parent`` (a chunk or a root); ``words``: its token ids, 4 bytes each in the machine's order."""
+    return blake3(_CHUNK + parent + words).digest()
+
+
 def extend_chunk_keys(keys: list[bytes], root: bytes, token_ids: Sequence[int], chunk_size: int) -> None:
     """Appends to ``keys`` the keys of all full chunks of ``token_ids`` that it lacks."""
     parent = keys[-1] if keys else root
     for start in range(len(keys) * chunk_size, len(token_ids) - chunk_size + 1, chunk_size):
-        parent = blake3(_CHUNK + parent + array("I", token_ids[start : start + chunk_size]).tobytes()).digest()
+        parent = chunk_key(parent, array("I", token_ids[start : start + chunk_size]).tobytes())
         keys.append(parent)
 
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cachebus.effects import Answer, Effect, Publish
+from cachebus.errors import BusError
+from cachebus.hbm import HbmAccounts
 from cachebus.messages import Denied, Done, Drain, Leave, RegisterEngine, RegisterWorker, Reply, Worker, WorkerDown, WorkerUp
+from cachebus.messages_hbm import HbmOpened, OpenHbm, ReportHbm
 
 
 @dataclass
@@ -18,6 +21,7 @@ class Members:
     """Engines and workers by the worker's name."""
 
     engines: dict[str, RegisterEngine] = field(default_factory=dict)
+    hbm: HbmAccounts = field(default_factory=HbmAccounts)
     _workers: dict[str, RegisterWorker] = field(default_factory=dict)
     _draining: set[str] = field(default_factory=set)
 
@@ -53,6 +57,18 @@ class Members:
         """Forgets a worker that ends."""
         return [Answer(client, ticket, Done()), *self._forget(request.worker)]
 
+    def open_hbm(self, client: bytes, ticket: int, request: OpenHbm, now_ms: float) -> list[Effect]:
+        """Lets a worker's supervisor say what is in its engine's HBM. Raises BusError where it is not that worker's."""
+        self._check_speaks_for(request.worker, request.holder)
+        engine = self.engines[request.worker]
+        opened = HbmOpened(engine.namespace, engine.block_size, engine.chunk_size)
+        return [*self.hbm.open(request.worker, now_ms), Answer(client, ticket, opened)]
+
+    def report_hbm(self, client: bytes, ticket: int, request: ReportHbm, now_ms: float) -> list[Effect]:
+        """Takes in what a supervisor says. Raises BusError where it is not that worker's, or has not begun."""
+        self._check_speaks_for(request.worker, request.holder)
+        return [*self.hbm.report(request, now_ms), Answer(client, ticket, Done())]
+
     def holder_died(self, holder: str) -> list[Effect]:
         """Forgets the workers and engines of a dead process."""
         names = [name for name, worker in self._workers.items() if worker.holder == holder]
@@ -71,7 +87,15 @@ class Members:
     def _forget(self, name: str) -> list[Effect]:
         self.engines.pop(name, None)
         self._draining.discard(name)
-        return [Publish(WorkerDown(name))] if self._workers.pop(name, None) else []
+        known = self._workers.pop(name, None)
+        return [*self.hbm.end(name), *([Publish(WorkerDown(name))] if known else [])]
+
+    def _check_speaks_for(self, name: str, holder: str) -> None:
+        worker = self._workers.get(name)
+        if worker is None or name not in self.engines:
+            raise BusError(f"no worker is called {name}")
+        if worker.holder != holder:
+            raise BusError(f"only the supervisor of {name} may say what is in its HBM")
 
     def _view(self, name: str) -> Worker:
         worker, engine = self._workers[name], self.engines[name]

@@ -7,6 +7,7 @@ Fields are only ever appended, with defaults; any other change raises ``cachebus
 from __future__ import annotations
 
 from cachebus.chunk import TENANT_BYTES
+from cachebus.messages_hbm import HbmChanged, HbmOpened, HbmRequest
 from cachebus.messages_peers import Lend, Lent, Missed
 from cachebus.messages_tools import Chunks, ListChunks
 from cachebus.wire import Message, Role, Tier
@@ -307,12 +308,13 @@ class Worker(Message, frozen=True):
 
 
 class SnapshotReply(Message, frozen=True):
-    """Reply to Snapshot: every committed key, by tier, and every worker after event ``seq`` of ``epoch``."""
+    """Reply to Snapshot: after event ``seq`` of ``epoch`` every committed key, by tier, every worker, and the keys in each one's HBM."""
 
     epoch: int
     seq: int
     keys: dict[Tier, list[bytes]]
     workers: list[Worker]
+    hbm: dict[str, list[bytes]] = {}  # noqa: RUF012 - msgspec gives each message its own
 
 
 # Events.
@@ -366,6 +368,7 @@ Request = (
     | Drain
     | Leave
     | Lend
+    | HbmRequest
 )
-Reply = Welcome | Pong | Done | Denied | Granted | Reserved | Chunks | Count | StatReply | SnapshotReply | Lent | Missed
-Event = Stored | Removed | WorkerUp | WorkerDown | Report
+Reply = Welcome | Pong | Done | Denied | Granted | Reserved | Chunks | Count | StatReply | SnapshotReply | Lent | Missed | HbmOpened
+Event = Stored | Removed | WorkerUp | WorkerDown | Report | HbmChanged

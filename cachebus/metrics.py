@@ -16,6 +16,7 @@ _BELOW = ("nvme", "redis", "peer")
 _BELOW_EVENTS = ("stored", "evicted", "promoted", "missed", "skipped")
 _MESSAGES = "messages_"
 _WORKERS = "workers_"
+_HBM = "hbm_chunks_"
 
 
 class BusMetrics(Collector):
@@ -62,6 +63,13 @@ class BusMetrics(Collector):
         for role in ("prefill", "decode"):
             workers.add_metric([role], values.get(_WORKERS + role, 0))
         yield workers
+        hbm = GaugeMetricFamily("headstart_hbm_chunks", "Chunks in a living worker's HBM", labels=["worker"])
+        for name, value in values.items():
+            if name.startswith(_HBM):
+                hbm.add_metric([name.removeprefix(_HBM)], value)
+        yield hbm
+        text = "Times that KV events of an engine were lost, so that its worker counted as cold"
+        yield CounterMetricFamily("headstart_hbm_gaps", text, value=values.get("hbm_gaps_total", 0))
         messages = CounterMetricFamily("headstart_bus_messages", "Messages by kind; malformed ones were dropped", labels=["kind"])
         for name, value in values.items():
             if name.startswith(_MESSAGES):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from cachebus.codec import EventBatch
 from cachebus.messages import Removed, SnapshotReply, Stored, Worker, WorkerDown, WorkerUp
+from cachebus.messages_hbm import HbmChanged
 from cachebus.wire import Tier
 
 
@@ -16,6 +17,7 @@ class Replica:
         self.workers: dict[str, Worker] = {}
         self.version = 0
         self._keys: dict[bytes, frozenset[Tier]] = {}
+        self._hbm: dict[str, set[bytes]] = {}
         self._epoch = -1
         self._seq = -1
 
@@ -29,6 +31,15 @@ class Replica:
             if key not in self._keys:
                 return count
         return len(keys)
+
+    def hbm_prefix(self, worker: str, keys: Sequence[bytes]) -> int:
+        """How many of ``keys``, from the first on, lie in that worker's HBM."""
+        held = self._hbm.get(worker) or set()
+        return next((count for count, key in enumerate(keys) if key not in held), len(keys))
+
+    def hbm_prefixes(self, keys: Sequence[bytes]) -> dict[str, int]:
+        """The same for every worker of which anything is known."""
+        return {worker: self.hbm_prefix(worker, keys) for worker in self._hbm} if keys else {}
 
     @property
     def position(self) -> tuple[int, int]:
@@ -50,6 +61,7 @@ class Replica:
         for tier, keys in snapshot.keys.items():
             self._store(keys, tier)
         self.workers = {worker.worker: worker for worker in snapshot.workers}
+        self._hbm = {worker: set(keys) for worker, keys in snapshot.hbm.items()}
         self.version += 1
 
     def apply(self, batch: EventBatch) -> bool:
@@ -72,8 +84,17 @@ class Replica:
                 self.workers[event.worker.worker] = event.worker
             elif isinstance(event, WorkerDown):
                 self.workers.pop(event.worker, None)
+                self._hbm.pop(event.worker, None)
+            elif isinstance(event, HbmChanged):
+                self._change_hbm(event)
         self.version += 1
         return True
+
+    def _change_hbm(self, event: HbmChanged) -> None:
+        held = set() if event.whole else self._hbm.get(event.worker, set())
+        held.difference_update(event.removed)
+        held.update(event.stored)
+        self._hbm[event.worker] = held
 
     def _store(self, keys: Sequence[bytes], tier: Tier) -> None:
         one = frozenset({tier})

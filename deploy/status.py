@@ -23,15 +23,23 @@ def run(settings: Settings, *, json_output: bool) -> int:
     assert isinstance(stat, StatReply)
     values = stat.values
     workers = [
-        {"worker": w.worker, "role": w.role, "state": "draining" if w.draining else "ready", "model": w.model, "url": w.url}
+        {
+            "worker": w.worker,
+            "role": w.role,
+            "state": "draining" if w.draining else "ready",
+            "model": w.model,
+            "url": w.url,
+            "hbm_chunks": len(snapshot.hbm[w.worker]) if w.worker in snapshot.hbm else None,
+        }
         for w in sorted(snapshot.workers, key=lambda w: (w.role, w.worker))
     ]
     if json_output:
         print(json.dumps({"epoch": stat.epoch, "workers": workers, "values": values}))
         return 0
-    print(f"{'worker':24} {'role':8} {'state':9} {'model':24} address")
+    print(f"{'worker':24} {'role':8} {'state':9} {'model':24} {'in HBM':>13} address")
     for w in workers:
-        print(f"{w['worker']:24} {w['role']:8} {w['state']:9} {w['model']:24} {w['url']}")
+        in_hbm = "not known" if w["hbm_chunks"] is None else f"{w['hbm_chunks']} chunks"
+        print(f"{w['worker']:24} {w['role']:8} {w['state']:9} {w['model']:24} {in_hbm:>13} {w['url']}")
     if not workers:
         print("(no worker is registered)")
     used, capacity = values["dram_bytes"], values["dram_capacity_bytes"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cachebus.keys import chunk_keys, root_key
 from cachebus.messages import Report, Worker
 from cachebus.watch import Watch
-from router.fleet import Fleet, candidates
+from router.fleet import Fleet, candidates, warmest
 from router.flights import Flight, Flights
 from router.legs import LegBroken, LegFailed, Legs
 from router.metrics import RouterMetrics
@@ -28,12 +28,13 @@ _SETTLE_SECONDS_MAX = 1.0
 
 @dataclass(frozen=True)
 class Route:
-    """How a request's prompt was prepared. ``prefill`` is the prefill leg's report.
+    """How a request's prompt was prepared. ``keys`` are its chunks, ``prefill`` is the prefill leg's report.
 
     ``flight`` is the request's own decode leg where others may be waiting for it; it ends with the first token.
     """
 
     through_prefill: bool
+    keys: Sequence[bytes] = ()
     prefill: Report | None = None
     flight: Flight | None = None
 
@@ -54,8 +55,9 @@ class Dispatcher:
     async def prepare(self, worker: Worker, token_ids: Sequence[int], request_id: str) -> Route:
         """Returns when the decode leg may start. ``worker`` is any that serves the model: all share its namespace.
 
-        A prompt of which little is missing goes straight to decode. One that somebody is computing waits for that. Any other is
-        computed by a prefill worker, or by its own decode worker where there is none.
+        A prompt of which little is missing, in the store or in the HBM of the decode worker that would take it now, goes straight to
+        decode. One that somebody is computing waits for that. Any other is computed by a prefill worker, or by its own decode worker
+        where there is none.
         """
         replica, limits = self._watch.replica, self._settings
         if len(token_ids) >= worker.max_model_len:
@@ -66,8 +68,9 @@ class Dispatcher:
         for _ in range(ROUNDS_MAX):
             known = replica.known_prefix(keys)
             missing = len(token_ids) - known * worker.chunk_size
-            if missing < limits.prefill_tokens_min:
-                return Route(False)
+            in_hbm = self._in_hbm(worker.model, keys)
+            if len(token_ids) - max(known, in_hbm) * worker.chunk_size < limits.prefill_tokens_min:
+                return Route(False, keys)
             under_way = self.flights.covering(keys, known)
             # Waiting for a small part of what is missing would only delay the rest.
             if under_way is None or 2 * under_way[1] * worker.chunk_size < missing or time.monotonic() >= deadline:
@@ -81,25 +84,33 @@ class Dispatcher:
                 await self.flights.settled(keys[: known + count], _SETTLE_SECONDS_MAX)
                 if replica.known_prefix(keys) <= known:
                     # Nothing of it was kept: to wait for the next in line would only make a queue of all.
-                    return Route(False)
+                    return Route(False, keys)
         wanted = keys[known:]
         if not candidates(replica.workers.values(), "prefill", worker.model):
-            return Route(False, flight=self.flights.start(wanted, None))
-        flight = self.flights.start(wanted, self._prefill(worker.model, token_ids, wanted, request_id))
+            return Route(False, keys, flight=self.flights.start(wanted, None))
+        flight = self.flights.start(wanted, self._prefill(worker.model, token_ids, keys, known, request_id))
         assert flight.task is not None
         try:
             await asyncio.wait([flight.task])
-            return Route(True, prefill=flight.task.result())
+            return Route(True, keys, prefill=flight.task.result())
         except LegFailed as error:
             log.warning("request %s: %s; its decode worker computes the prompt", request_id, error)
-            return Route(False, flight=self.flights.start(wanted, None))
+            return Route(False, keys, flight=self.flights.start(wanted, None))
         finally:
             flight.leave()
 
-    async def _prefill(self, model: str, token_ids: Sequence[int], keys: Sequence[bytes], request_id: str) -> Report | None:
+    def _in_hbm(self, model: str, keys: Sequence[bytes]) -> int:
+        """How many of ``keys``, from the first on, lie in the HBM of the decode worker that would be chosen now."""
+        chunks = self._watch.replica.hbm_prefixes(keys)
+        able = candidates(self._watch.replica.workers.values(), "decode", model)
+        return max((chunks.get(w.worker, 0) for w in warmest(able, self._fleet.in_flight, chunks)), default=0)
+
+    async def _prefill(self, model: str, token_ids: Sequence[int], keys: Sequence[bytes], known: int, request_id: str) -> Report | None:
+        """Has the prompt of ``keys`` computed, of which the first ``known`` are stored."""
         tried: set[str] = set()
         for _ in range(PREFILL_ATTEMPTS):
-            worker = self._fleet.choose(self._watch.replica.workers.values(), "prefill", model, tried)
+            replica = self._watch.replica
+            worker = self._fleet.choose(replica.workers.values(), "prefill", model, tried, replica.hbm_prefixes(keys))
             if worker is None:
                 break
             tried.add(worker.worker)
@@ -110,7 +121,7 @@ class Dispatcher:
             try:
                 await self._legs.prefill(worker, token_ids, transfer_id, request_id)
                 outcome = "done"
-                await self.flights.settled(keys, _SETTLE_SECONDS_MAX)
+                await self.flights.settled(keys[known:], _SETTLE_SECONDS_MAX)
                 return await arrived(report, self._settings.report_ms_max)
             except (LegFailed, *LegBroken) as error:
                 outcome = "failed"

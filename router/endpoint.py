@@ -130,7 +130,7 @@ class GenerationEndpoint:
         gateway = self._gateway
         tried: set[str] = set()
         for _ in range(DECODE_ATTEMPTS):
-            worker = gateway.choose_decode_worker(model, tried)
+            worker = gateway.choose_decode_worker(model, tried, route.keys)
             tried.add(worker.worker)
             transfer_id = secrets.token_hex(8)
             report = gateway.dispatcher.reports.expect(transfer_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from cachebus.errors import BusUnavailable
@@ -62,9 +62,10 @@ class Gateway:
             raise ApiError(503, "no decode worker is ready", code="no_decode_worker", retry_seconds=_RETRY_SECONDS)
         return min(able, key=lambda w: self.fleet.in_flight[w.worker])
 
-    def choose_decode_worker(self, model: str, without: Collection[str]) -> Worker:
-        """The decode worker for a leg. Raises ApiError (502, 503)."""
-        worker = self.fleet.choose(self.watch.replica.workers.values(), "decode", model, without)
+    def choose_decode_worker(self, model: str, without: Collection[str], keys: Sequence[bytes]) -> Worker:
+        """The decode worker for the leg of a prompt whose chunks are ``keys``. Raises ApiError (502, 503)."""
+        replica = self.watch.replica
+        worker = self.fleet.choose(replica.workers.values(), "decode", model, without, replica.hbm_prefixes(keys))
         if worker is not None:
             return worker
         if without:

@@ -14,6 +14,8 @@ from typing import Any
 from cachebus.errors import HeadstartError
 from cachebus.settings import ENVIRONMENT_PREFIX, CacheSettings, ModelSettings, SecuritySettings, WorkerSettings
 from cachebus.wire import Role
+from cachebus.zeromq import QUEUE_MAX
+from cachebus.zeromq_engine import STEPS_KEPT, EngineEndpoints
 
 PROVEN_VERSIONS = ("0.25.1", "0.32.0")
 _RENDER_FLAG_SINCE = (0, 32)
@@ -48,11 +50,27 @@ def takes_prompt_token_ids(version: tuple[int, ...]) -> bool:
     return version[:2] >= _RENDER_FLAG_SINCE
 
 
-def engine_command(spec: WorkerSpec, port: int, version: tuple[int, ...]) -> list[str]:
-    """The argument vector of a worker's engine on ``port``."""
+def engine_command(spec: WorkerSpec, port: int, version: tuple[int, ...], endpoints: EngineEndpoints) -> list[str]:
+    """The argument vector of a worker's engine on ``port``, which tells of its HBM at ``endpoints``."""
     # The router renders prompts with the engine's own renderer: 0.25 always offers it, later versions when asked.
     flags = ["--enable-scale-out"] if takes_prompt_token_ids(version) else []
-    return [*plain_command(spec.model, spec.pool, port), "--kv-transfer-config", json.dumps(transfer_config(spec)), *flags]
+    configs = ["--kv-transfer-config", json.dumps(transfer_config(spec)), "--kv-events-config", json.dumps(events_config(endpoints))]
+    return [*plain_command(spec.model, spec.pool, port), *configs, *flags]
+
+
+def events_config(endpoints: EngineEndpoints) -> dict[str, Any]:
+    """What makes an engine tell which blocks its prefix cache holds: vLLM's ``kv_events_config``.
+
+    Its publisher never waits for a subscriber, so the queue before it stays short and the engine is not held up.
+    """
+    return {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": f"ipc://{endpoints.events}",
+        "replay_endpoint": f"ipc://{endpoints.replay}",
+        "buffer_steps": STEPS_KEPT,
+        "hwm": QUEUE_MAX,
+    }
 
 
 def transfer_config(spec: WorkerSpec) -> dict[str, Any]:

@@ -48,6 +48,7 @@ from cachebus.wire import Role
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -116,6 +117,7 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
         self._welcome = self._client.connect(CONNECT_MS_MAX)
         self._keeper: Keeper | None = None
         self._half: SchedulerHalf | None = None
+        self._block_pool: BlockPool | None = None
         self._mover: Mover | None = None
         self._publisher: Publisher | None = None
         self._invalid: set[int] = set()
@@ -195,6 +197,14 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
         if self._half is None:
             return StepMetadata(StepPlan())
         return StepMetadata(self._half.step(_scheduled(scheduler_output), scheduler_output.preempted_req_ids or ()))
+
+    def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
+        self._block_pool = gpu_block_pool
+
+    def has_pending_push_work(self) -> bool:
+        """Whether the engine has something left to do though no request is under way: KV events leave with a step, and no step follows
+        when an idle engine's prefix cache is reset."""
+        return self._block_pool is not None and bool(self._block_pool.kv_event_queue)
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         if self._half is not None:

@@ -1,7 +1,7 @@
 """A worker: one engine under supervision. Both roles run it.
 
 start:  reach the bus, start the engine, wait until it is healthy, register
-run:    watch the engine's processes; a restarted cachebus is told again
+run:    watch the engine's processes; a restarted cachebus is told again; tell what is in HBM (hbm_relay.py)
 drain:  on SIGTERM or SIGINT: tell the bus, let running requests end, end the engine, leave
 die:    when any process of the engine dies, kill the rest and leave
 """
@@ -36,11 +36,13 @@ from cachebus.engine.command import (
     served_name,
     takes_prompt_token_ids,
 )
+from cachebus.engine.hbm_relay import HbmRelay
 from cachebus.errors import BusError, HeadstartError
 from cachebus.holder import Holder
 from cachebus.keeper import Keeper
 from cachebus.messages import Drain, Leave, RegisterWorker, Request
 from cachebus.ports import check_free, free_port
+from cachebus.zeromq_engine import EngineEndpoints
 
 EXIT_DRAINED, EXIT_ENGINE_DIED, EXIT_ENGINE_NOT_STARTED = 0, 3, 4
 
@@ -86,6 +88,7 @@ class WorkerProcess:
         self._forced = threading.Event()
         self._pids: list[int] = []
         self._shared: set[Path] = set()
+        self._endpoints = EngineEndpoints.make(spec.run_dir)
 
     def run(self) -> int:
         """Runs the worker. Raises HeadstartError where it can't even begin (no bus, port in use, no vLLM)."""
@@ -101,7 +104,7 @@ class WorkerProcess:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked_to_end)
         url = f"http://{spec.pool.host}:{port}"
-        command = engine_command(spec, port, version)
+        command = engine_command(spec, port, version, self._endpoints)
         environment = engine_environment(spec.pool, os.environ)
         engine = process_tree.start(command, environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         output = EngineOutput(engine, spec.worker)
@@ -117,6 +120,7 @@ class WorkerProcess:
             return self._serve(engine, url, holder, client, version)
         finally:
             process_tree.kill_tree(engine, self._pids, self._shared)
+            self._endpoints.remove()
             client.close()
             holder.close()
 
@@ -135,6 +139,8 @@ class WorkerProcess:
         client.call(registration, BUS_MS_MAX)
         keeper = Keeper(spec.run_dir, spec.worker, holder, lambda: registration, epoch)
         keeper.start()
+        relay = HbmRelay(spec.run_dir, spec.worker, holder, self._endpoints)
+        relay.start()
         self._pids = process_tree.descendants(engine.pid)
         self._shared = process_tree.shared_memory([engine.pid, *self._pids])
         self._up.set(1)
@@ -143,10 +149,10 @@ class WorkerProcess:
             gone = [pid for pid in [engine.pid, *self._pids] if not process_tree.is_running(pid)]
             if gone:
                 self._log.error("%s: the engine's process %d died: ending the rest of it", spec.worker, gone[0])
-                self._leave(client, keeper)
+                self._leave(client, keeper, relay)
                 return EXIT_ENGINE_DIED
         self._drain(engine, url, client)
-        self._leave(client, keeper)
+        self._leave(client, keeper, relay)
         return EXIT_DRAINED
 
     def _await_health(self, engine: subprocess.Popen[bytes], url: str) -> str:
@@ -186,8 +192,9 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._log.warning("%s: the engine did not end by itself", spec.worker)
 
-    def _leave(self, client: BusClient, keeper: Keeper) -> None:
+    def _leave(self, client: BusClient, keeper: Keeper, relay: HbmRelay) -> None:
         keeper.stop()
+        relay.stop()
         try:
             client.call(Leave(self._spec.worker), BUS_MS_MAX)
         except BusError as error:

@@ -29,7 +29,9 @@ def test_json_is_one_object(bus: Bus, settings: Settings, capsys: pytest.Capture
     bus.register("d0", "decode", "http://127.0.0.1:9002", model="m")
     assert status.run(settings, json_output=True) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["workers"] == [{"worker": "d0", "role": "decode", "state": "ready", "model": "m", "url": "http://127.0.0.1:9002"}]
+    assert shown["workers"] == [
+        {"worker": "d0", "role": "decode", "state": "ready", "model": "m", "url": "http://127.0.0.1:9002", "hbm_chunks": None}
+    ]
     assert shown["values"]["chunks"] == 0
 
 

@@ -30,7 +30,7 @@ from cachebus.settings import CacheSettings, ModelSettings, SecuritySettings, Wo
 
 engine, how, run_dir, port, drain = sys.argv[1:]
 logging.basicConfig(level="INFO", format="%(message)s")
-worker_process.engine_command = lambda spec, port, version: [sys.executable, engine, str(port), how]
+worker_process.engine_command = lambda spec, port, version, endpoints: [sys.executable, engine, str(port), how]
 worker_process.installed_vllm = lambda: (0, 32, 0)
 pool = WorkerSettings(port=int(port), start_seconds_max=3 if how == "load" else 30, drain_seconds_max=int(drain))
 spec = WorkerSpec("w", "decode", ModelSettings(name="m"), pool, CacheSettings(), SecuritySettings(), Path(run_dir))
