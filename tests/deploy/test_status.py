@@ -3,9 +3,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests_shared import Bus
+from tests_shared import ANSWER_MS, Bus
 
 from cachebus.errors import BusUnavailable
+from cachebus.messages_hbm import OpenHbm, ReportHbm
 from deploy import status
 from deploy.settings import Settings, read_settings
 
@@ -17,12 +18,21 @@ def settings(bus: Bus) -> Settings:
 
 def test_workers_tier_and_counters_are_shown(bus: Bus, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     bus.register("p0", "prefill", "http://127.0.0.1:9001")
+    bus.register("d0", "decode", "http://127.0.0.1:9003")
+    client = bus.client()
+    client.call(OpenHbm("d0", bus.holder.id), ANSWER_MS)
+    client.call(ReportHbm("d0", bus.holder.id, [b"k" * 32, b"l" * 32], []), ANSWER_MS)
+    client.close()
     bus.store(b"k" * 32)
     assert status.run(settings, json_output=False) == 0
     text = capsys.readouterr().out
     assert "p0" in text
     assert "http://127.0.0.1:9001" in text
     assert "1 chunks" in text
+    (known,) = (line for line in text.splitlines() if line.startswith("d0"))
+    (unknown,) = (line for line in text.splitlines() if line.startswith("p0"))
+    assert "2 chunks" in known
+    assert "not known" in unknown
 
 
 def test_json_is_one_object(bus: Bus, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:

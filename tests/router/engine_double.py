@@ -23,6 +23,7 @@ from tests_shared import ANSWER_MS, LAYOUT, NAMESPACE, Bus, wait_for
 
 from cachebus.keys import chunk_keys, root_key
 from cachebus.messages import Commit, NewEntry, Report, Reserve, Reserved, WrittenEntry
+from cachebus.messages_hbm import OpenHbm, ReportHbm
 
 CHUNK = 256
 
@@ -59,6 +60,12 @@ class EngineDouble:
         self._thread.join()
         # Left to the garbage collector, a ZeroMQ context blocks the thread that happens to collect it.
         self._client.close()
+
+    def hold_in_hbm(self, ids: list[int]) -> None:
+        """Says over the bus, as a supervisor would, that the chunks of ``ids`` and nothing else lie in its HBM."""
+        holder = self._bus.holder.id
+        self._client.call(OpenHbm(self.name, holder), ANSWER_MS)
+        self._client.call(ReportHbm(self.name, holder, chunk_keys(root_key(NAMESPACE), ids, CHUNK), []), ANSWER_MS)
 
     async def _render(self, request: Request) -> Response:
         body = await request.json()
