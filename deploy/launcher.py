@@ -34,6 +34,7 @@ BUS, ROUTER = "cachebus", "router"
 END_SECONDS_MAX = 20
 BUS_START_SECONDS_MAX = 120
 """A large region takes half a second a gigabyte to be faulted in."""
+ROUTER_START_SECONDS_MAX = 60
 RESTARTS_MAX = 5
 _POLL_SECONDS = 0.2
 _TAIL_LINES = 12
@@ -84,6 +85,21 @@ class Cluster:
         with contextlib.ExitStack() as stack:
             out = stack.enter_context(self._log_of(name).open("ab")) if self._logs else None
             self.processes[name] = process_tree.start(command, _without_settings(os.environ), stdout=out, stderr=out)
+
+    def add_router(self, name: str, *settings: str) -> str:
+        """Starts one more router, ``settings`` ("section.key=value") going before the cluster's, and returns its address once it serves.
+
+        Raises HeadstartError where it does not in time. ``name`` begins with "router".
+        """
+        port = free_port(self.settings.router.host)
+        self.launch(name, *(text for setting in (f"router.port={port}", *settings) for text in ("--set", setting)))
+        url = f"http://{self.settings.router.host}:{port}"
+        deadline = time.monotonic() + ROUTER_START_SECONDS_MAX
+        while not answers(f"{url}/ready"):
+            if time.monotonic() > deadline:
+                raise HeadstartError(f"{name} did not get ready")
+            time.sleep(_POLL_SECONDS)
+        return url
 
     def stop(self) -> None:
         """Stops the router, then the workers, then the bus; kills what does not end."""

@@ -99,9 +99,13 @@ class Dispatcher:
         finally:
             flight.leave()
 
+    def hbm_chunks(self, keys: Sequence[bytes]) -> dict[str, int]:
+        """How many of ``keys``, from the first on, lie in whose HBM; nothing where the policy does not look at that."""
+        return self._watch.replica.hbm_prefixes(keys) if self._settings.policy == "hbm_affinity" else {}
+
     def _in_hbm(self, model: str, keys: Sequence[bytes]) -> int:
         """How many of ``keys``, from the first on, lie in the HBM of the decode worker that would be chosen now."""
-        chunks = self._watch.replica.hbm_prefixes(keys)
+        chunks = self.hbm_chunks(keys)
         able = candidates(self._watch.replica.workers.values(), "decode", model)
         return max((chunks.get(w.worker, 0) for w in warmest(able, self._fleet.in_flight, chunks)), default=0)
 
@@ -109,8 +113,7 @@ class Dispatcher:
         """Has the prompt of ``keys`` computed, of which the first ``known`` are stored."""
         tried: set[str] = set()
         for _ in range(PREFILL_ATTEMPTS):
-            replica = self._watch.replica
-            worker = self._fleet.choose(replica.workers.values(), "prefill", model, tried, replica.hbm_prefixes(keys))
+            worker = self._fleet.choose(self._watch.replica.workers.values(), "prefill", model, tried, self.hbm_chunks(keys))
             if worker is None:
                 break
             tried.add(worker.worker)

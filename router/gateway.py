@@ -64,8 +64,7 @@ class Gateway:
 
     def choose_decode_worker(self, model: str, without: Collection[str], keys: Sequence[bytes]) -> Worker:
         """The decode worker for the leg of a prompt whose chunks are ``keys``. Raises ApiError (502, 503)."""
-        replica = self.watch.replica
-        worker = self.fleet.choose(replica.workers.values(), "decode", model, without, replica.hbm_prefixes(keys))
+        worker = self.fleet.choose(self.watch.replica.workers.values(), "decode", model, without, self.dispatcher.hbm_chunks(keys))
         if worker is not None:
             return worker
         if without:

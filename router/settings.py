@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from cachebus.settings import Problem, Section, negative, ports
 
 
@@ -14,6 +16,8 @@ class RouterSettings(Section, frozen=True):
     """Its port; 0: a free one"""
     prefill_tokens_min: int = 1024
     """A prompt that lacks at least this many tokens goes through a prefill worker; a shorter one is decode's own work"""
+    policy: Literal["hbm_affinity", "least_loaded"] = "hbm_affinity"
+    """Who takes a leg: of the workers that are not much busier the one whose HBM has most of the prompt, or the least busy one, in turn"""
     body_bytes_max: int = 16 << 20
     """Largest request body; more is refused with 413"""
     requests_max: int = 1024

@@ -83,7 +83,8 @@ def plain_vllm(settings: Settings, logs: Path, progress: Callable[[str], None]) 
 def headstart(settings: Settings, logs: Path, progress: Callable[[str], None]) -> Iterator[list[Case]]:
     """A cluster: cold by the default route, a hit on the other decode worker, and cold with each route forced."""
     pools = {"prefill": msgspec.structs.replace(settings.prefill, count=1), "decode": msgspec.structs.replace(settings.decode, count=2)}
-    router = msgspec.structs.replace(settings.router, port=0)
+    # By its HBM a router would find the worker that computed, and nothing would be pulled.
+    router = msgspec.structs.replace(settings.router, port=0, policy="least_loaded")
     with private_run_dir(msgspec.structs.replace(settings, router=router, **pools)) as private:
         cluster = Cluster(private, logs)
         cluster.start(progress)
@@ -120,15 +121,7 @@ def headstart(settings: Settings, logs: Path, progress: Callable[[str], None]) -
 
 def _forced(cluster: Cluster, settings: Settings, name: str, prefill_tokens_min: int) -> Ask:
     """Asks through a second router that always takes one route."""
-    port = free_port(settings.router.host)
-    cluster.launch(name, "--set", f"router.port={port}", "--set", f"router.prefill_tokens_min={prefill_tokens_min}")
-    url = f"http://{settings.router.host}:{port}"
-    deadline = time.monotonic() + 60
-    while not answers(f"{url}/ready"):
-        if time.monotonic() > deadline:
-            raise HeadstartError(f"{name} did not get ready")
-        time.sleep(0.2)
-    return _asker(url, settings)
+    return _asker(cluster.add_router(name, f"router.prefill_tokens_min={prefill_tokens_min}"), settings)
 
 
 @contextmanager

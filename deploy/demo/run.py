@@ -84,8 +84,9 @@ def run(settings: Settings, *, json_output: bool) -> int:
         cluster = Cluster(private, logs)
         cluster.start(_progress)
         try:
+            in_turn = cluster.add_router("router-in-turn", "router.policy=least_loaded")
             _say(f"cluster ready at {cluster.url}/v1")
-            rows, prefills = _scenarios(cluster.url, private)
+            rows, prefills = _scenarios(cluster.url, in_turn, private)
         finally:
             _say("stopping the cluster")
             cluster.stop()
@@ -107,22 +108,23 @@ def run(settings: Settings, *, json_output: bool) -> int:
     return 0 if ok else 1
 
 
-def _scenarios(url: str, settings: Settings) -> tuple[list[Row], int]:
+def _scenarios(url: str, in_turn: str, settings: Settings) -> tuple[list[Row], int]:
+    """``in_turn``: a router that looks at no HBM. Through it a hit is pulled; the other one would send it to the worker that has it."""
     model = served_name(settings.model)
     prompts = Prompts(settings.model, seed=time.time_ns())
     rows: list[Row] = []
 
-    def send(name: str, messages: list[dict[str, str]], promised: str, elsewhere_than: str = "") -> Row:
+    def send(name: str, messages: list[dict[str, str]], promised: str, elsewhere_than: str = "", through: str = url) -> Row:
         body = {"model": model, "messages": messages, "max_tokens": ANSWER_TOKENS, "temperature": 0}
-        row = Row(name, body, ask(url, CHAT, body), promised, elsewhere_than)
+        row = Row(name, body, ask(through, CHAT, body), promised, elsewhere_than)
         _say(f"{name}: first token after {row.answer.ttft_seconds:.3f} s, {row.route}")
         return row
 
     question = "What is the first item of the list?"
     system = {"role": "system", "content": prompts.system_for(COLD_TOKENS, question)}
-    rows.append(send("cold", [system, {"role": "user", "content": question}], "prefill+decode"))
+    rows.append(send("cold", [system, {"role": "user", "content": question}], "prefill+decode", through=in_turn))
     other = [system, {"role": "user", "content": "And which item comes last?"}]
-    rows.append(send("same system prompt, other question", other, "decode", rows[0].worker))
+    rows.append(send("same system prompt, other question", other, "decode", rows[0].worker, in_turn))
 
     history = [{"role": "system", "content": prompts.text(CHAT_TOKENS)}]
     for turn in range(1, TURNS + 1):

@@ -23,7 +23,14 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     # vLLM offers to empty its prefix cache only in this mode.
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"
     logs: Path = tmp_path_factory.mktemp("logs")
-    overrides = ["router.port=0", "router.prefill_tokens_min=512", f"cache.max_local_cpu_size={REGION_GB}", "prefill.drain_seconds_max=5"]
+    # Most of these tests are of what is pulled, so their router takes the decode workers in turn.
+    overrides = [
+        "router.policy=least_loaded",
+        "router.port=0",
+        "router.prefill_tokens_min=512",
+        f"cache.max_local_cpu_size={REGION_GB}",
+        "prefill.drain_seconds_max=5",
+    ]
     settings = read_settings(None, overrides, {})
     settings = msgspec.structs.replace(settings, model=resolved(settings.model))
     with private_run_dir(settings) as private:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from live import Live
+from live import COMPLETIONS, Live
 from tests_shared import wait_for
 
 from cachebus.keys import chunk_keys, root_key
+from deploy.client import ask
 
 pytestmark = pytest.mark.engine
 
@@ -28,6 +29,12 @@ def in_hbm(live: Live, worker: str, keys: list[bytes]) -> int:
     """How many of ``keys``, from the first on, the bus says are in that worker's HBM."""
     held = set(live.snapshot().hbm[worker])
     return next((count for count, key in enumerate(keys) if key not in held), len(keys))
+
+
+@pytest.fixture(scope="module")
+def router(live: Live) -> str:
+    """The address of a router with the default policy."""
+    return live.cluster.add_router("router-hbm", "router.policy=hbm_affinity")
 
 
 def soon(condition: Callable[[], bool]) -> None:
@@ -51,18 +58,18 @@ def small(live: Live) -> Iterator[str]:
     assert set(live.cluster.run_dir.glob("kv*")) == sockets
 
 
-def test_a_prompt_goes_where_its_beginning_is_in_hbm(live: Live) -> None:
+def test_a_prompt_goes_where_its_beginning_is_in_hbm(live: Live, router: str) -> None:
     live.empty_hbm()
     soon(lambda: not any(live.snapshot().hbm.values()))
     beginning = live.prompts.text(5 * CHUNK)
-    first = live.ours(live.body(beginning))
+    first = ask(router, COMPLETIONS, live.body(beginning))
     worker, keys = first.headers["x-headstart-worker"], keys_of(live, beginning)[:4]
     soon(lambda: in_hbm(live, worker, keys) == 4)
     (other,) = (name for name in live.workers() if name.startswith("decode") and name != worker)
     assert in_hbm(live, other, keys) == 0
     for question in ("and a river?", "and a ledger?", "and copper?"):
         body = live.body(beginning + question)
-        answer = live.ours(body)
+        answer = ask(router, COMPLETIONS, body)
         assert answer.headers["x-headstart-worker"] == worker, "idle workers would take turns"
         assert answer.headers["x-headstart-route"] == "decode"
         assert answer.headers["x-headstart-cache-source"].startswith("hbm")
@@ -70,7 +77,7 @@ def test_a_prompt_goes_where_its_beginning_is_in_hbm(live: Live) -> None:
 
     live.empty_hbm()
     soon(lambda: not any(live.snapshot().hbm.values()))
-    turns = {live.ours(live.body(live.prompts.text(20))).headers["x-headstart-worker"] for _ in range(2)}
+    turns = {ask(router, COMPLETIONS, live.body(live.prompts.text(20))).headers["x-headstart-worker"] for _ in range(2)}
     assert turns == {worker, other}
 
 

@@ -91,6 +91,17 @@ def test_when_the_warm_worker_fails_another_takes_over(engines: list[EngineDoubl
     assert (len(cold.bodies), len(warm.bodies)) == (1, 1)
 
 
+def test_the_least_loaded_policy_looks_at_no_hbm(bus: Bus, engines: list[EngineDouble]) -> None:
+    engines[2].hold_in_hbm(LONG)
+    plain = RouterUnderTest(bus, policy="least_loaded")
+    try:
+        first = ask(plain, LONG)
+        assert (first["x-headstart-route"], first["x-headstart-worker"]) == ("prefill+decode", "a")
+        assert ask(plain, LONG)["x-headstart-worker"] == "b"
+    finally:
+        plain.stop()
+
+
 def test_a_router_that_starts_later_knows_from_the_snapshot(bus: Bus, engines: list[EngineDouble]) -> None:
     engines[2].hold_in_hbm(LONG)
     later = RouterUnderTest(bus)
