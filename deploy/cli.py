@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import socket
@@ -16,6 +17,7 @@ import msgspec
 
 from cachebus.errors import HeadstartError
 from cachebus.settings import ModelSettings
+from deploy.bench import options as bench_options
 from deploy.cache import options as cache_options
 from deploy.settings import Settings, as_help, read_settings
 
@@ -81,6 +83,8 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
         from deploy.sim import run as sim
 
         return sim.run(settings, options)
+    if options.command == "bench":
+        return _bench(options, settings)
     settings = msgspec.structs.replace(settings, model=resolved(settings.model))
     if options.command == "prefill":
         import prefill.role
@@ -94,18 +98,18 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
         from deploy import launcher
 
         return launcher.up(settings)
-    if options.command == "demo":
-        from deploy.demo import run
+    from deploy.demo import run
 
-        return run.run(settings, json_output=options.json)
-    return _bench(options, settings)
+    return run.run(settings, json_output=options.json)
 
 
 def _bench(options: argparse.Namespace, settings: Settings) -> int:
-    if options.bench == "hits":
-        from deploy.bench import hits
+    if options.bench == "plot":
+        if importlib.util.find_spec("matplotlib") is None:
+            raise HeadstartError("plots need matplotlib: install headstart[bench], or matplotlib itself")
+        from deploy.bench import plot
 
-        return hits.run(settings, options)
+        return plot.run(options)
     if options.bench == "routing":
         from deploy.bench import routing
 
@@ -114,9 +118,19 @@ def _bench(options: argparse.Namespace, settings: Settings) -> int:
         from deploy.bench import tiers
 
         return tiers.run(options)
-    from deploy.bench import prefix
+    settings = msgspec.structs.replace(settings, model=resolved(settings.model))
+    if options.bench == "hits":
+        from deploy.bench import hits
 
-    return prefix.run(settings, options)
+        return hits.run(settings, options)
+    if options.bench == "prefix":
+        from deploy.bench import prefix
+
+        return prefix.run(settings, options)
+    from deploy.bench import chat, decode, reuse, trace_hits
+
+    run = {"chat": chat.run, "decode": decode.run, "reuse": reuse.run, "trace": trace_hits.run}[options.bench]
+    return run(settings, options)
 
 
 def resolved(model: ModelSettings) -> ModelSettings:
@@ -183,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     hits.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
     _add_tiers(benches, [common, as_json])
     _add_routing(benches, [common, as_json])
+    bench_options.add_to(benches, common, [model, as_json])
     return parser
 
 

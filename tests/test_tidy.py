@@ -19,7 +19,7 @@ IMPORTED_ONLY_BY = {
     # The limit that a benchmark measures itself must owe nothing to the bus's own sockets.
     "zmq": ("cachebus/zeromq", "deploy/bench/zeromq_stream.py"),
     "redis": ("cachebus/redis",),
-    "vllm": ("cachebus/engine/", "deploy/bench/offline_process.py"),
+    "vllm": ("cachebus/engine/", "deploy/bench/offline_process.py", "deploy/bench/streaming_process.py"),
     "torch": ("cachebus/engine/",),
     "starlette": ("router/",),
     "uvicorn": ("router/",),

@@ -17,6 +17,8 @@ from cachebus.errors import HeadstartError
 ANSWER = "headstart-answer "
 """What an answer of the process begins with: vLLM writes to the same pipe."""
 
+STILL_HELD = "vLLM did not empty its prefix cache: something still holds blocks"
+
 _TAIL_LINES = 12
 
 
@@ -29,45 +31,56 @@ class Asked:
     cached: int
 
 
-class OfflineEngine:
-    """One vLLM engine; its other output goes to ``log``. ``options`` are those of ``vllm.LLM``. Raises HeadstartError where it ends."""
+class EngineProcess:
+    """A process that holds one vLLM engine: a JSON command a line in, an answer a line out; its other output goes to ``log``.
 
-    def __init__(self, options: Mapping[str, Any], log: Path, environment: Mapping[str, str] | None = None) -> None:
+    ``options`` are the engine's; ``environment`` is over this process's own, None takes a name out of it. Raises HeadstartError where it ends.
+    """
+
+    def __init__(self, module: str, options: Mapping[str, Any], log: Path, environment: Mapping[str, str | None] | None = None) -> None:
         self._log = log.open("ab")
-        command = [sys.executable, "-m", "deploy.bench.offline_process"]
-        self._process = process_tree.start(command, {**os.environ, **(environment or {})}, subprocess.PIPE, self._log, subprocess.PIPE)
-        self._send(options)
+        merged = {**os.environ, **(environment or {})}
+        kept = {name: value for name, value in merged.items() if value is not None}
+        self._process = process_tree.start([sys.executable, "-m", module], kept, subprocess.PIPE, self._log, subprocess.PIPE)
+        self.ready = self.send(json.dumps(options).encode())
 
-    def ask(self, seed: int, tokens: int, answer: int = 1) -> Asked:
-        """The answer to the prompt of that seed and length."""
-        found = self._send({"seed": seed, "tokens": tokens, "answer": answer})
-        return Asked(found["seconds"], found["token_ids"], found["cached"] or 0)
-
-    def empty_hbm(self) -> None:
-        """Empties vLLM's own prefix cache; a hit that follows comes from elsewhere."""
-        if not self._send("empty")["empty"]:
-            raise HeadstartError("vLLM did not empty its prefix cache: something still holds blocks")
+    def send(self, command: bytes) -> bytes:
+        """The answer to one command."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(command + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._failure() from error
+        for line in self._process.stdout:
+            if line.startswith(ANSWER.encode()):
+                return line.removeprefix(ANSWER.encode())
+            self._log.write(line)
+        raise self._failure()
 
     def stop(self) -> None:
         """Ends it with all its processes."""
         process_tree.kill_tree(self._process)
         self._log.close()
 
-    def _send(self, command: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(command).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            self._fail()
-        for line in self._process.stdout:
-            if line.startswith(ANSWER.encode()):
-                found: dict[str, Any] = json.loads(line.removeprefix(ANSWER.encode()))
-                return found
-            self._log.write(line)
-        return self._fail()
-
-    def _fail(self) -> dict[str, Any]:
+    def _failure(self) -> HeadstartError:
         self._log.flush()
         lines = Path(self._log.name).read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-        raise HeadstartError("the engine ended:\n  " + "\n  ".join(lines))
+        return HeadstartError("the engine ended:\n  " + "\n  ".join(lines))
+
+
+class OfflineEngine(EngineProcess):
+    """One ``vllm.LLM``, which answers one prompt at a time."""
+
+    def __init__(self, options: Mapping[str, Any], log: Path, environment: Mapping[str, str] | None = None) -> None:
+        super().__init__("deploy.bench.offline_process", options, log, environment)
+
+    def ask(self, seed: int, tokens: int, answer: int = 1) -> Asked:
+        """The answer to the prompt of that seed and length."""
+        found = json.loads(self.send(json.dumps({"seed": seed, "tokens": tokens, "answer": answer}).encode()))
+        return Asked(found["seconds"], found["token_ids"], found["cached"] or 0)
+
+    def empty_hbm(self) -> None:
+        """Empties vLLM's own prefix cache; a hit that follows comes from elsewhere."""
+        if not json.loads(self.send(b'"empty"'))["empty"]:
+            raise HeadstartError(STILL_HELD)

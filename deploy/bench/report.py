@@ -15,7 +15,10 @@ import msgspec
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One figure: the median and 99th percentile of ``runs`` measurements. ``tokens`` is the prompt's length."""
+    """One figure: the median and 99th percentile of ``runs`` measurements. ``tokens`` is the prompt's length.
+
+    ``concurrency`` 0: requests arrive at times of their own.
+    """
 
     bench: str
     system: str

@@ -1,0 +1,160 @@
+"""The systems that benchmarks of many requests measure, each as a context with its engines. One runs at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cachebus.client import BusClient
+from cachebus.engine.command import WorkerSpec, reserved_cpus, transfer_config
+from cachebus.errors import HeadstartError, SettingsError
+from cachebus.messages import Stat, StatReply
+from deploy.bench import goals, systems
+from deploy.bench.streaming import StreamingEngine
+from deploy.launcher import Cluster, private_run_dir
+from deploy.settings import Settings
+
+_OFFLOADING_BLOCK_TOKENS = 16
+_STAT_MS = 5000
+
+
+@dataclass(frozen=True)
+class Place:
+    """How a system's engines are started, and where their output goes."""
+
+    settings: Settings
+    logs: Path
+    load_format: str = "auto"
+    kv_cache_bytes: int = 0
+    """What an engine may keep in its own memory; 0: what it takes, on CPU ``prefill.kv_cache_gb``."""
+    workers: int = 1
+    """Engines of a system whose engines share a cache."""
+
+    @property
+    def dram_gigabytes(self) -> float:
+        """What a system with a tier in DRAM gets for it."""
+        return self.settings.cache.max_local_cpu_size
+
+
+System = Callable[[Place], AbstractContextManager[list[StreamingEngine]]]
+
+
+@contextmanager
+def plain(place: Place) -> Iterator[list[StreamingEngine]]:
+    """vLLM alone, with its own prefix cache."""
+    with ExitStack() as stack:
+        yield [_engine(stack, place, "vllm")]
+
+
+@contextmanager
+def control(place: Place) -> Iterator[list[StreamingEngine]]:
+    """The same without the budget."""
+    with ExitStack() as stack:
+        yield [_engine(stack, replace(place, kv_cache_bytes=0), "control")]
+
+
+@contextmanager
+def offloading(place: Place) -> Iterator[list[StreamingEngine]]:
+    """vLLM's OffloadingConnector, which keeps KV in the engine's own DRAM; on a GPU only."""
+    extra = {"cpu_bytes_to_use": int(place.dram_gigabytes * 1e9), "block_size": _OFFLOADING_BLOCK_TOKENS}
+    transfer = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": extra}
+    with ExitStack() as stack:
+        yield [_engine(stack, place, goals.OFFLOADING, transfer)]
+
+
+@contextmanager
+def lmcache(place: Place) -> Iterator[list[StreamingEngine]]:
+    """vLLM with LMCache's server mode; LMCache must be installed beside vLLM."""
+    with ExitStack() as stack:
+        port = stack.enter_context(systems.lmcache_server(place.settings, place.logs, gigabytes=max(1, int(place.dram_gigabytes))))
+        yield [_engine(stack, place, goals.LMCACHE, systems.lmcache_transfer(port))]
+
+
+@contextmanager
+def headstart(place: Place) -> Iterator[list[StreamingEngine]]:
+    """A cache bus and ``place.workers`` engines. Raises HeadstartError where a chunk did not match its digest."""
+    with private_run_dir(place.settings) as private, ExitStack() as stack:
+        cluster = Cluster(private, place.logs)
+        cluster.start_bus(lambda text: None)
+        stack.callback(cluster.stop)
+        engines = []
+        for number in range(place.workers):
+            spec = WorkerSpec(f"bench-{number}", "decode", private.model, private.decode, private.cache, private.security, cluster.run_dir)
+            engines.append(_engine(stack, place, f"headstart-{number}", transfer_config(spec)))
+        yield engines
+        if failures := _statistics(cluster.run_dir)["integrity_failures_total"]:
+            raise HeadstartError(f"{failures:g} chunks did not match their digest where they arrived")
+
+
+KNOWN: dict[str, System] = {
+    goals.CONTROL: control,
+    goals.PLAIN: plain,
+    goals.OURS: headstart,
+    goals.OFFLOADING: offloading,
+    goals.LMCACHE: lmcache,
+}
+
+
+def chosen(text: str, known: Sequence[str]) -> list[str]:
+    """The systems that ``--systems`` names. Raises SettingsError."""
+    wanted = text.split(",")
+    if unknown := [name for name in wanted if name not in known]:
+        raise SettingsError(f"--systems: {unknown[0]!r} is unknown; there are: {', '.join(known)}")
+    return wanted
+
+
+def engine_options(place: Place, transfer: dict[str, Any] | None) -> dict[str, Any]:
+    """vLLM's options for an engine without a tokenizer, the same for every system but for ``transfer``."""
+    model, pool = place.settings.model, place.settings.prefill
+    given = {
+        "dtype": model.dtype,
+        "kv_cache_dtype": model.kv_cache_dtype,
+        "max_model_len": model.max_model_len,
+        "block_size": model.block_size,
+        "max_num_batched_tokens": pool.max_num_batched_tokens,
+        "kv_cache_memory_bytes": place.kv_cache_bytes,
+        "kv_transfer_config": transfer,
+    }
+    return {
+        "model": model.name,
+        "load_format": place.load_format,
+        "skip_tokenizer_init": True,
+        "enforce_eager": model.enforce_eager,
+        "enable_prefix_caching": True,
+        "disable_hybrid_kv_cache_manager": True,
+        "gpu_memory_utilization": pool.gpu_memory_utilization,
+        **{name: value for name, value in given.items() if value},
+    }
+
+
+def environment(place: Place) -> dict[str, str | None]:
+    """An engine's environment, over this process's own; the same for every system."""
+    return {
+        "PYTHONHASHSEED": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
+        # On CPU vLLM takes whole GiB from here, and prefers them to a budget in bytes.
+        "VLLM_CPU_KVCACHE_SPACE": None if place.kv_cache_bytes else str(place.settings.prefill.kv_cache_gb),
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": str(reserved_cpus(len(os.sched_getaffinity(0)))),
+    }
+
+
+def _engine(stack: ExitStack, place: Place, name: str, transfer: dict[str, Any] | None = None) -> StreamingEngine:
+    engine = StreamingEngine(engine_options(place, transfer), place.logs / f"{name}.log", environment(place))
+    stack.callback(engine.stop)
+    return engine
+
+
+def _statistics(run_dir: Path) -> dict[str, float]:
+    client = BusClient(run_dir, "bench")
+    try:
+        reply = client.call(Stat(), _STAT_MS)
+    finally:
+        client.close()
+    assert isinstance(reply, StatReply)
+    return reply.values
