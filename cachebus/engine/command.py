@@ -54,7 +54,9 @@ def engine_command(spec: WorkerSpec, port: int, version: tuple[int, ...], endpoi
     """The argument vector of a worker's engine on ``port``, which tells of its HBM at ``endpoints``."""
     # The router renders prompts with the engine's own renderer: 0.25 always offers it, later versions when asked.
     flags = ["--enable-scale-out"] if takes_prompt_token_ids(version) else []
-    configs = ["--kv-transfer-config", json.dumps(transfer_config(spec)), "--kv-events-config", json.dumps(events_config(endpoints))]
+    configs = ["--kv-transfer-config", json.dumps(transfer_config(spec))]
+    if spec.cache.hbm_events:
+        configs += ["--kv-events-config", json.dumps(events_config(endpoints))]
     return [*plain_command(spec.model, spec.pool, port), *configs, *flags]
 
 

@@ -84,7 +84,8 @@ class HbmRelay(threading.Thread):
     def stop(self) -> None:
         """Ends the thread."""
         self._ending.set()
-        self.join(timeout=_ANSWER_MS_MAX / 1000 + 1)
+        if self.is_alive():
+            self.join(timeout=_ANSWER_MS_MAX / 1000 + 1)
 
     def run(self) -> None:
         client = BusClient(self._run_dir, f"{self._worker} hbm", self._holder)

@@ -140,7 +140,8 @@ class WorkerProcess:
         keeper = Keeper(spec.run_dir, spec.worker, holder, lambda: registration, epoch)
         keeper.start()
         relay = HbmRelay(spec.run_dir, spec.worker, holder, self._endpoints)
-        relay.start()
+        if spec.cache.hbm_events:
+            relay.start()
         self._pids = process_tree.descendants(engine.pid)
         self._shared = process_tree.shared_memory([engine.pid, *self._pids])
         self._up.set(1)

@@ -1,0 +1,48 @@
+"""How an engine is told to tell of its HBM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cachebus import zeromq
+from cachebus.engine.command import WorkerSpec, engine_command
+from cachebus.settings import CacheSettings, ModelSettings, SecuritySettings, WorkerSettings
+from cachebus.zeromq_engine import EngineEndpoints
+
+
+def command(tmp_path: Path, endpoints: EngineEndpoints, *, hbm_events: bool) -> list[str]:
+    cache = CacheSettings(hbm_events=hbm_events)
+    spec = WorkerSpec("w", "decode", ModelSettings(name="m"), WorkerSettings(), cache, SecuritySettings(), tmp_path)
+    return engine_command(spec, 1234, (0, 32, 0), endpoints)
+
+
+def test_an_engine_publishes_its_events_on_sockets_of_its_own(tmp_path: Path) -> None:
+    endpoints = EngineEndpoints.make(tmp_path)
+    arguments = command(tmp_path, endpoints, hbm_events=True)
+    config = json.loads(arguments[arguments.index("--kv-events-config") + 1])
+    assert (config["enable_kv_cache_events"], config["publisher"]) == (True, "zmq")
+    assert (config["endpoint"], config["replay_endpoint"]) == (f"ipc://{endpoints.events}", f"ipc://{endpoints.replay}")
+    assert "--kv-events-config" not in command(tmp_path, endpoints, hbm_events=False)
+
+
+def test_the_sockets_fit_wherever_the_bus_does(tmp_path: Path) -> None:
+    made = [EngineEndpoints.make(tmp_path) for _ in range(100)]
+    paths = {path for endpoints in made for path in (endpoints.events, endpoints.replay)}
+    assert len(paths) == 200
+    assert max(len(path.name) for path in paths) <= len(zeromq.EVENTS)
+
+
+def test_what_a_killed_engine_leaves_is_removed(tmp_path: Path) -> None:
+    endpoints = EngineEndpoints.make(tmp_path)
+    endpoints.events.touch()
+    endpoints.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("hbm_events", [True, False])
+def test_everything_else_is_the_same(tmp_path: Path, hbm_events: bool) -> None:
+    arguments = command(tmp_path, EngineEndpoints.make(tmp_path), hbm_events=hbm_events)
+    assert {"--kv-transfer-config", "--enable-prefix-caching", "--enable-scale-out"} <= set(arguments)
