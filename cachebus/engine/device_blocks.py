@@ -46,37 +46,41 @@ class DeviceBlocks:
         self._device = layers[0].tensor.device
         self._digest = DeviceDigest([layer.address for layer in layers], self._stride, self.page_bytes, self._device)
         self._keys: dict[bytes, torch.Tensor] = {}
-        self._own = threading.local()
+        self._threads = threading.local()
         _register(region)
-        # The kernels are compiled now, not in somebody's first token.
-        key = bytes(DIGEST_BYTES)
-        self._digests([_Alike([Entry([-1], region[: self.block_bytes])], self._device, key)], key)
+        # The kernels are compiled now, not in somebody's first token: of an entry so long that none of them is left out.
+        own = self._of_this_thread()
+        blocks = [0] * self._digest.blocks_for_all_kernels
+        with torch.cuda.stream(own.stream):
+            own.taken(self._digests([_Alike([Entry(blocks, region)])], bytes(DIGEST_BYTES), own), [])
 
     def computed(self) -> Computed:
         event: Computed = torch.cuda.current_stream(self._device).record_event()
         return event
 
     def save(self, entries: Sequence[Entry], key: bytes | None) -> list[bytes]:
-        with torch.cuda.stream(self._stream()):
-            alike = [_Alike(group, self._device, key) for group in _by_blocks(entries)]
+        own = self._of_this_thread()
+        with torch.cuda.stream(own.stream):
+            alike = [_Alike(group) for group in _by_blocks(entries)]
             device, host, sizes = self._copies(alike)
             _custom_ops.swap_blocks_batch(device, host, sizes)
-            return self._taken(self._digests(alike, key), entries)
+            return own.taken(self._digests(alike, key, own), entries)
 
     def load(self, entries: Sequence[Entry], key: bytes | None) -> list[bytes]:
-        with torch.cuda.stream(self._stream()):
-            alike = [_Alike(group, self._device, key) for group in _by_blocks(entries)]
+        own = self._of_this_thread()
+        with torch.cuda.stream(own.stream):
+            alike = [_Alike(group) for group in _by_blocks(entries)]
             device, host, sizes = self._copies(alike)
             # Nobody writes a leased extent, so the copy engine may read ahead.
             _custom_ops.swap_blocks_batch(host, device, sizes, is_src_access_order_any=True)
-            return self._taken(self._digests(alike, key), entries)
+            return own.taken(self._digests(alike, key, own), entries)
 
-    def _stream(self) -> torch.cuda.Stream:
-        stream: torch.cuda.Stream | None = getattr(self._own, "stream", None)
-        if stream is None:
+    def _of_this_thread(self) -> _Own:
+        own: _Own | None = getattr(self._threads, "own", None)
+        if own is None:
             torch.cuda.set_device(self._device)
-            stream = self._own.stream = torch.cuda.Stream(self._device)
-        return stream
+            own = self._threads.own = _Own(self._device)
+        return own
 
     def _copies(self, alike: Sequence[_Alike]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Address on the device, address in the region and length of every run of pages."""
@@ -99,33 +103,46 @@ class DeviceBlocks:
         sizes = np.broadcast_to(counts * self.page_bytes, device.shape)
         return device.ravel(), host.ravel(), sizes.ravel()
 
-    def _digests(self, alike: Sequence[_Alike], key: bytes | None) -> list[torch.Tensor]:
+    def _digests(self, alike: Sequence[_Alike], key: bytes | None, own: _Own) -> list[torch.Tensor]:
         if key is None:
             return []
         if key not in self._keys:
             self._keys[key] = self._digest.key(key)
-        return [self._digest.digests(*group.on_device, self._keys[key]) for group in alike if group.on_device]
+        tables = own.on_device([table for group in alike for table in (group.blocks, group.extents)])
+        return [self._digest.digests(blocks, extents, self._keys[key]) for blocks, extents in zip(tables[::2], tables[1::2], strict=True)]
 
-    def _taken(self, digests: Sequence[torch.Tensor], entries: Sequence[Entry]) -> list[bytes]:
-        """Waits for all that is on the current stream."""
-        torch.cuda.current_stream(self._device).synchronize()
+
+class _Own:
+    """A thread's stream, and pinned memory from which its tables go to the device behind the copies, without waiting for them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+        self._device = device
+        self._staging = torch.empty(0, dtype=torch.int64)
+
+    def on_device(self, tables: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """The tables on the device, each at a multiple of 16 bytes: kernels are compiled for that. Good until the next call."""
+        places = np.cumsum([0, *(-(-table.size // 2) * 2 for table in tables)]).tolist()
+        if len(self._staging) < places[-1]:
+            self._staging = torch.empty(2 * places[-1], dtype=torch.int64, pin_memory=True)
+        for table, place in zip(tables, places[:-1], strict=True):
+            self._staging[place : place + table.size] = torch.from_numpy(table.ravel())
+        there = self._staging[: places[-1]].to(self._device, non_blocking=True)
+        return [there[place : place + table.size].view(table.shape) for table, place in zip(tables, places[:-1], strict=True)]
+
+    def taken(self, digests: Sequence[torch.Tensor], entries: Sequence[Entry]) -> list[bytes]:
+        """Waits for all that is on the stream."""
+        self.stream.synchronize()
         taken = b"".join(words.cpu().numpy().tobytes() for words in digests)
         return [taken[place : place + DIGEST_BYTES] for place in range(0, len(taken), DIGEST_BYTES)] or [b""] * len(entries)
 
 
 class _Alike:
-    """Entries with equally many blocks: ``blocks`` [entry, block] and ``extents``, the address of each; ``on_device``: both on the GPU, with a key.
+    """Entries with equally many blocks: ``blocks`` [entry, block] and ``extents``, the address of each."""
 
-    Made before the copies, since the way to the device waits for what is on the stream.
-    """
-
-    def __init__(self, entries: Sequence[Entry], device: torch.device, key: bytes | None) -> None:
+    def __init__(self, entries: Sequence[Entry]) -> None:
         self.blocks = np.array([entry.blocks for entry in entries], dtype=np.int64)
         self.extents = np.array([address_of(entry.extent) for entry in entries], dtype=np.int64)
-        self.on_device: tuple[torch.Tensor, torch.Tensor] | None = None
-        if key is not None:
-            both = torch.from_numpy(np.concatenate([self.blocks.ravel(), self.extents])).to(device)
-            self.on_device = both[: self.blocks.size].view(self.blocks.shape), both[self.blocks.size :]
 
 
 def _by_blocks(entries: Sequence[Entry]) -> Iterator[list[Entry]]:

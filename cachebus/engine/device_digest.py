@@ -36,6 +36,7 @@ class DeviceDigest:
         self._page_leaves = page_bytes // LEAF_BYTES
         self._shapes: dict[int, torch.Tensor] = {}
         self._layers = len(addresses)
+        self.blocks_for_all_kernels = _CLIMBED_MAX // (self._layers * self._page_leaves) + 1
 
     def key(self, key: bytes) -> torch.Tensor:
         """A key of 32 bytes as the device takes it."""
