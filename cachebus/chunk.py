@@ -7,6 +7,7 @@ needs no other index to know whether they are whole and whether they are the rig
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -24,6 +25,9 @@ SEAL_BYTES = 28
 _HEADER = struct.Struct(f"<8sI32s16s32s{DIGEST_KEY_ID_BYTES}sQQ{TENANT_BYTES}s{_SHAPE_BYTES}s{_DTYPE_BYTES}sB{SEAL_BYTES}s")
 _CHECKSUM = struct.Struct("<I")
 assert _HEADER.size + _CHECKSUM.size <= HEADER_BYTES
+
+Taken = Callable[[memoryview], object]
+"""What a reader calls with each piece of a chunk's payload once it is there, in order."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 
 from blake3 import blake3
 
-from cachebus.chunk import ChunkHeader
+from cachebus.chunk import ChunkHeader, Taken
 from cachebus.effects import Held, Job, Outcome, Probe, Read, Wipe, Write
 from cachebus.errors import TierError
 from cachebus.extents import aligned
@@ -69,8 +69,8 @@ class RemoteStore(Protocol):
     def probe(self, keys: Sequence[bytes]) -> list[ChunkHeader | None]:
         """The headers under these keys."""
 
-    def get(self, header: ChunkHeader, into: memoryview) -> ChunkHeader | None:
-        """Reads a chunk's payload and returns the header before it; None where it is not there as the header says."""
+    def get(self, header: ChunkHeader, into: memoryview, taken: Taken = ...) -> ChunkHeader | None:
+        """Reads a chunk's payload and returns the header before it; None where it is not there as the header says. ``taken``: see ``Taken``."""
 
     def put(self, header: ChunkHeader, payload: memoryview) -> bool:
         """Stores a chunk; False where the tier refuses it."""
@@ -91,6 +91,21 @@ class RemoteStore(Protocol):
         """Tries to reconnect where that is due; True when the tier has just come back."""
 
 
+class Digesting:
+    """The digest of a chunk, taken piece by piece as they arrive: then each is still in the processor's caches, and memory is read once less."""
+
+    def __init__(self, key: bytes) -> None:
+        self._hasher = blake3(key=key)
+
+    def take(self, piece: memoryview) -> None:
+        """Adds the next bytes."""
+        self._hasher.update(piece)
+
+    def gives(self, digest: bytes) -> bool:
+        """Whether that is the digest of all that was taken."""
+        return bool(self._hasher.digest() == digest)
+
+
 @dataclass(frozen=True)
 class Memory:
     """The region's bytes, the key of its digests and, where tiers below it are encrypted, what does that."""
@@ -103,9 +118,9 @@ class Memory:
         """The bytes of an extent; the page that it ends in is its own, so ``length`` may be rounded up to pages."""
         return self.data[offset : offset + length]
 
-    def holds(self, offset: int, header: ChunkHeader) -> bool:
-        """Whether the extent's bytes are what the header says."""
-        return bool(blake3(self.extent(offset, header.length), key=self.digest_key).digest() == header.digest)
+    def digesting(self) -> Digesting:
+        """For a chunk that is about to arrive."""
+        return Digesting(self.digest_key)
 
 
 _Jobs = queue.PriorityQueue[tuple[int, int, Job | None]]
@@ -186,8 +201,8 @@ class Lane:
     def _upkeep(self) -> None:
         raise NotImplementedError
 
-    def _checked(self, job: Read, found: ChunkHeader | None) -> Outcome:
-        """Whether a chunk that was read is the one that was asked for, byte for byte."""
+    def _checked(self, job: Read, found: ChunkHeader | None, digesting: Digesting) -> Outcome:
+        """Whether a chunk that was read, and its bytes taken by ``digesting``, is the one that was asked for."""
         wanted = job.header
         same = found is not None and (found.key, found.layout, found.length, found.digest) == (
             wanted.key,
@@ -195,7 +210,7 @@ class Lane:
             wanted.length,
             wanted.digest,
         )
-        good = same and self._memory.holds(job.into, wanted)
+        good = same and digesting.gives(wanted.digest)
         if not good:
             log.error("chunk %s from %s is not what was written there: it will be computed again", wanted.key.hex()[:16], self.tier)
         return Outcome(good, corrupt=not good)
@@ -242,7 +257,9 @@ class DiskLane(Lane):
             found = self._disk.read(job.place, length, sealer.buffer(length) if sealer else into)
             if sealer and found and not sealer.open(found, sealer.buffer(length)[:length], into):
                 found = None
-            return self._checked(job, found)
+            digesting = self._memory.digesting()
+            digesting.take(into[:length])
+            return self._checked(job, found, digesting)
         if isinstance(job, Write):
             assert job.record is not None
             header, payload = job.header, self._memory.extent(job.source, aligned(length))
@@ -303,11 +320,17 @@ class RemoteLane(Lane):
         sealer = self._memory.sealer
         if isinstance(job, Read):
             into = self._memory.extent(job.into, job.header.length)
-            found = self._remote.get(job.header, sealer.buffer(len(into))[: len(into)] if sealer else into)
+            digesting = self._memory.digesting()
+            if sealer is None:
+                found = self._remote.get(job.header, into, digesting.take)
+                return self._checked(job, found, digesting) if found else Outcome(False)
+            sealed = sealer.buffer(len(into))[: len(into)]
+            found = self._remote.get(job.header, sealed)
             if found is None:
                 return Outcome(False)
-            opened = not sealer or sealer.open(found, sealer.buffer(len(into))[: len(into)], into)
-            return self._checked(job, found if opened else None)
+            opened = sealer.open(found, sealed, into)
+            digesting.take(into)
+            return self._checked(job, found if opened else None, digesting)
         if isinstance(job, Write):
             header, payload = job.header, self._memory.extent(job.source, job.header.length)
             with self._turns.writing(job):

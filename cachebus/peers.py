@@ -194,10 +194,10 @@ class PeerLane(Lane):
                 return self._borrow(job)
             if isinstance(job, Read) and job.loan:
                 into = self._memory.extent(job.into, job.header.length)
-                reader = self._own.by_peer[job.loan.peer].reader
-                if not reader.read(job.loan.lease, job.loan.token, job.loan.offset, into, self._timeout_ms):
+                reader, digesting = self._own.by_peer[job.loan.peer].reader, self._memory.digesting()
+                if not reader.read(job.loan.lease, job.loan.token, job.loan.offset, into, self._timeout_ms, digesting.take):
                     return Outcome(False)
-                return self._checked(job, job.header)
+                return self._checked(job, job.header, digesting)
         except BusError as error:
             log.debug("peer: %s", error)
         return Outcome(False)

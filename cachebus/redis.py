@@ -24,7 +24,7 @@ import redis
 from redis.exceptions import AskError
 
 from cachebus.breaker import Breaker
-from cachebus.chunk import HEADER_BYTES, ChunkHeader, pack_header, unpack_header
+from cachebus.chunk import HEADER_BYTES, ChunkHeader, Taken, pack_header, unpack_header
 from cachebus.redis_servers import RemoteUnavailable, Servers, redacted
 from cachebus.resp import Answered, Line, command, command_parts
 
@@ -114,10 +114,10 @@ class Remote:
                 header = unpack_header(bytes(scratch)) if length == HEADER_BYTES else None
                 found[name] = header if header is not None and self._name(header.key) == name else None
 
-    def get(self, header: ChunkHeader, into: memoryview) -> ChunkHeader | None:
+    def get(self, header: ChunkHeader, into: memoryview, taken: Taken = lambda piece: None) -> ChunkHeader | None:
         """Reads the payload into ``into`` (``header.length`` bytes); the header found with it, None where they are not there as ``header`` says.
 
-        ``into`` is not written any more when this returns.
+        ``taken`` is called with each part of ``into`` once it is there. ``into`` is not written any more when this returns.
         """
         name = self._name(header.key)
         parts = _parts(into)
@@ -129,6 +129,7 @@ class Remote:
             for number, part in enumerate(parts, _ASKED_AHEAD + 1):
                 line.send(asked[number : number + 1])
                 whole &= self._value(line, part) == len(part)
+                taken(part)
         found = unpack_header(bytes(scratch)) if whole else None
         self.counts["read_bytes"] += len(into)
         same = found is not None and (found.key, found.digest, found.length) == (header.key, header.digest, header.length)

@@ -19,6 +19,7 @@ import zmq
 import zmq.auth
 import zmq.auth.thread
 
+from cachebus.chunk import Taken
 from cachebus.errors import BusError, BusUnavailable
 
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000
@@ -286,13 +287,15 @@ class BytesReader:
         self._ticket = 0
         self._connect()
 
-    def read(self, lease: int, token: bytes, offset: int, into: memoryview, timeout_ms: int) -> bool:
+    def read(self, lease: int, token: bytes, offset: int, into: memoryview, timeout_ms: int, taken: Taken = lambda piece: None) -> bool:
         """Fills ``into`` from ``offset``; False where that is refused. Raises BusUnavailable where nothing comes for ``timeout_ms``.
 
-        ``into`` is not written any more when this returns or raises.
+        ``taken`` is called with each piece of ``into`` once it is there, in order. ``into`` is not written any more when this returns or raises.
         """
+        self._socket.setsockopt(zmq.RCVTIMEO, timeout_ms)
+        self._socket.setsockopt(zmq.SNDTIMEO, timeout_ms)
         try:
-            return self._read(lease, token, offset, into, timeout_ms)
+            return self._read(lease, token, offset, into, taken)
         except zmq.ZMQError as error:
             self._socket.close(0)
             self._connect()
@@ -302,9 +305,7 @@ class BytesReader:
         """Closes the connection."""
         self._context.destroy(linger=0)
 
-    def _read(self, lease: int, token: bytes, offset: int, into: memoryview, timeout_ms: int) -> bool:
-        self._socket.setsockopt(zmq.RCVTIMEO, timeout_ms)
-        self._socket.setsockopt(zmq.SNDTIMEO, timeout_ms)
+    def _read(self, lease: int, token: bytes, offset: int, into: memoryview, taken: Taken) -> bool:
         pieces = [into[start : start + PIECE_BYTES] for start in range(0, len(into), PIECE_BYTES)]
         good = True
         first = self._ticket
@@ -315,6 +316,7 @@ class BytesReader:
                 self._socket.send(_READ.pack(self._ticket, lease, place, len(pieces[number]), token))
             if 0 <= (done := number - WINDOW + 1) < len(pieces):
                 good &= self._receive(first + done + 1, pieces[done])
+                taken(pieces[done])
         return good
 
     def _receive(self, ticket: int, into: memoryview) -> bool:

@@ -18,7 +18,7 @@ from cachebus.chunk import ChunkHeader, key_id
 from cachebus.effects import Job, Read, Write
 from cachebus.errors import HeadstartError
 from cachebus.extents import aligned
-from cachebus.lanes import Memory
+from cachebus.lanes import Digesting, Memory
 from cachebus.region import PAGE_BYTES, Region
 from cachebus.settings import CacheSettings, SecuritySettings
 from cachebus.table import Record, State
@@ -33,14 +33,22 @@ _START_SECONDS_MAX = 10.0
 _SPARE_BYTES = 64 << 20
 
 
+class _Unchecked(Digesting):
+    def take(self, piece: memoryview) -> None:
+        pass
+
+    def gives(self, digest: bytes) -> bool:
+        return True
+
+
 @dataclass(frozen=True)
 class _Memory(Memory):
     """Memory that can be told not to check, which shows what checking costs."""
 
     unchecked: threading.Event = field(default_factory=threading.Event)
 
-    def holds(self, offset: int, header: ChunkHeader) -> bool:
-        return self.unchecked.is_set() or super().holds(offset, header)
+    def digesting(self) -> Digesting:
+        return _Unchecked(self.digest_key) if self.unchecked.is_set() else super().digesting()
 
 
 class Lanes:

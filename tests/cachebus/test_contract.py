@@ -10,7 +10,7 @@ import pytest
 from tests_shared import wait_for
 from tier_forms import FORMS, Form, texts
 
-from cachebus.lanes import Memory
+from cachebus.lanes import Digesting
 from cachebus.sealing import Sealer
 
 LENGTH = 100_000
@@ -83,7 +83,7 @@ def test_changed_bytes_are_a_miss_and_can_be_put_again(form: Form) -> None:
 @pytest.mark.parametrize("name", FORMS)
 def test_without_the_digest_changed_bytes_would_be_served(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the one above. What is sealed is guarded twice."""
-    monkeypatch.setattr(Memory, "holds", lambda memory, offset, header: True)
+    monkeypatch.setattr(Digesting, "gives", lambda digesting, digest: True)
     monkeypatch.setattr(Form, "get", lambda form, *numbers, get=Form.get: get(form, *numbers, check=False))
     form = FORMS[name](tmp_path)
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cachebus.errors import HeadstartError, SettingsError
-from cachebus.lanes import Memory
+from cachebus.lanes import Digesting
 from cachebus.redis import Remote
 from deploy.bench import tier_goals, tier_lanes, tier_limits, tier_lmcache, tier_nodes, tiers, zeromq_stream
 from deploy.bench.report import Row
@@ -111,7 +111,7 @@ def test_our_tiers_are_moved_through(tmp_path: Path, redis_url: str) -> None:
 def test_what_is_not_what_was_written_fails_unless_nobody_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tier_lanes.subjects(SMALL, tmp_path / "disk", "") as subjects:
         named(subjects, "headstart", "nvme").measure()
-        monkeypatch.setattr(Memory, "holds", lambda *_: False)
+        monkeypatch.setattr(Digesting, "gives", lambda *_: False)
         with pytest.raises(HeadstartError, match="read on nvme failed"):
             named(subjects, "headstart", "nvme").measure()
         assert named(subjects, "headstart, unchecked", "nvme").measure()[GET] > 0
