@@ -12,10 +12,11 @@ from tier_forms import FORMS, Form, texts
 
 from cachebus.lanes import Digesting
 from cachebus.sealing import Sealer
+from cachebus.zeromq_peers import PIECE_BYTES
 
 LENGTH = 100_000
 PAGE = 4096
-LENGTHS = (1, PAGE - 1, PAGE, PAGE + 1, 3 * 1024 * PAGE // 4 + 1)
+LENGTHS = (1, PAGE - 1, PAGE, PAGE + 1, PIECE_BYTES + PAGE + 1)
 READERS = 8
 
 
