@@ -64,10 +64,12 @@ def whole(asked: Sequence[Asked], prompts: Sequence[tuple[int, int]]) -> bool:
 
 
 @contextmanager
-def offline_node(gigabytes: float, folder: Path, options: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[OfflineNode]:
-    """A node whose bus runs, with the demo's model."""
+def offline_node(
+    gigabytes: float, folder: Path, options: Mapping[str, Any], environment: Mapping[str, str], overrides: Sequence[str] = ()
+) -> Iterator[OfflineNode]:
+    """A node whose bus runs, with the demo's model. ``overrides``: KEY=VALUE, as on the command line."""
     # On a busy machine a lookup may take longer than an engine should wait for one.
-    settings = read_settings(None, [f"cache.max_local_cpu_size={gigabytes}", "cache.lookup_ms_max=3000"], {})
+    settings = read_settings(None, [f"cache.max_local_cpu_size={gigabytes}", "cache.lookup_ms_max=3000", *overrides], {})
     settings = msgspec.structs.replace(settings, model=resolved(settings.model))
     with private_run_dir(settings) as private:
         node = OfflineNode(private, folder, options, environment)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from blake3 import blake3
 
@@ -91,10 +92,22 @@ class Computed(Protocol):
     def synchronize(self) -> None:
         """Returns when it has ended."""
 
+    def seconds_since(self, earlier: Any) -> float:
+        """How long after an ``earlier`` one of the same blocks it ended; both have."""
 
-class _AlreadyComputed:
+
+class AlreadyComputed:
+    """A processor's computation has ended when its call returns."""
+
+    def __init__(self) -> None:
+        self._ended_at = time.perf_counter()
+
     def synchronize(self) -> None:
-        """A processor's computation has ended when its call returns."""
+        """Nothing is left to wait for."""
+
+    def seconds_since(self, earlier: AlreadyComputed) -> float:
+        """Seconds between the two calls' ends."""
+        return self._ended_at - earlier._ended_at
 
 
 def open_blocks(kv_caches: Mapping[str, torch.Tensor], num_blocks: int, region: memoryview) -> Blocks:
@@ -129,7 +142,7 @@ class _HostBlocks:
         self.load_threads = min(LOAD_THREADS_MAX, len(os.sched_getaffinity(0)))
 
     def computed(self) -> Computed:
-        return _AlreadyComputed()
+        return AlreadyComputed()
 
     def save(self, entries: Sequence[Entry], key: bytes | None) -> list[bytes]:
         return [self._save(entry, key) for entry in entries]

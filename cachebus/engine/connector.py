@@ -24,14 +24,16 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorHandshakeMetadata,
     KVConnectorMetadata,
     KVConnectorRole,
+    KVConnectorWorkerMetadata,
     SupportsHMA,
 )
 
 from cachebus.client import BusClient
 from cachebus.engine import support
 from cachebus.engine.blocks import open_blocks
+from cachebus.engine.break_even import PullTook, StepTook
 from cachebus.engine.idle import limit_idle_spin
-from cachebus.engine.mover import IDLE_WAIT_SECONDS, Mover
+from cachebus.engine.mover import IDLE_WAIT_SECONDS, Mover, took_since
 from cachebus.engine.namespace import layout_digest, layout_parts, namespace_parts
 from cachebus.engine.publisher import CONNECT_MS_MAX, Publisher
 from cachebus.engine.scheduler_half import Policy, RequestView, Scheduled, SchedulerHalf
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
 _PR_SET_PDEATHSIG = 1
@@ -89,6 +92,17 @@ class LayoutMetadata(KVConnectorHandshakeMetadata):
 
     parts: dict[str, str]
     block_bytes: int
+
+
+@dataclass
+class TookMetadata(KVConnectorWorkerMetadata):
+    """vLLM's envelope for what steps and pulls took in the workers."""
+
+    samples: list[StepTook | PullTook]
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> TookMetadata:
+        assert isinstance(other, TookMetadata)
+        return TookMetadata(self.samples + other.samples)
 
 
 class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
@@ -282,12 +296,28 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
         return invalid
 
     def get_kv_connector_stats(self) -> HeadstartStats | None:
-        if self._mover is None or self._publisher is None:
+        if self._half is not None:
+            totals: dict[str, float] = {"declined_chunks": self._half.declined_chunks}
+        elif self._mover is not None and self._publisher is not None:
+            totals = {**self._mover.counts, **self._publisher.counts}
+        else:
             return None
-        totals = {**self._mover.counts, **self._publisher.counts}
         fresh = {name: value - self._reported.get(name, 0) for name, value in totals.items()}
         self._reported = totals
         return HeadstartStats(data=fresh) if any(fresh.values()) else None
+
+    def build_connector_worker_meta(self) -> TookMetadata | None:
+        """What steps and pulls took since the last call, for the scheduler half to judge pulls by."""
+        if self._mover is None or self._publisher is None:
+            return None
+        samples = took_since(self._publisher, self._mover)
+        return TookMetadata(samples) if samples else None
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        """Scheduler side: what the workers' last step said."""
+        meta = connector_output.kv_connector_worker_meta
+        if self._half is not None and isinstance(meta, TookMetadata):
+            self._half.took(meta.samples, time.monotonic() * 1000)
 
     # Both.
 

@@ -55,8 +55,7 @@ class DeviceBlocks:
             own.taken(self._digests([_Alike([Entry(blocks, region)])], bytes(DIGEST_BYTES), own), [])
 
     def computed(self) -> Computed:
-        event: Computed = torch.cuda.current_stream(self._device).record_event()
-        return event
+        return _Computed(self._device)
 
     def save(self, entries: Sequence[Entry], key: bytes | None) -> list[bytes]:
         own = self._of_this_thread()
@@ -110,6 +109,19 @@ class DeviceBlocks:
             self._keys[key] = self._digest.key(key)
         tables = own.on_device([table for group in alike for table in (group.blocks, group.extents)])
         return [self._digest.digests(blocks, extents, self._keys[key]) for blocks, extents in zip(tables[::2], tables[1::2], strict=True)]
+
+
+class _Computed:
+    def __init__(self, device: torch.device) -> None:
+        self._event = torch.cuda.Event(enable_timing=True)
+        self._event.record(torch.cuda.current_stream(device))
+
+    def synchronize(self) -> None:
+        self._event.synchronize()
+
+    def seconds_since(self, earlier: _Computed) -> float:
+        milliseconds: float = earlier._event.elapsed_time(self._event)
+        return milliseconds / 1000
 
 
 class _Own:

@@ -10,19 +10,23 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 from cachebus.client import BusClient
 from cachebus.engine.blocks import Blocks, Computed, Entry
+from cachebus.engine.break_even import PullTook, StepTook
 from cachebus.engine.publisher import CONNECT_MS_MAX
 from cachebus.engine.transfer import Load, LoadPiece, in_batches
 from cachebus.holder import Holder
 from cachebus.messages import Quarantine, Release
 from cachebus.region import Region
 from cachebus.table import State
+from cachebus.wire import Tier
 
 log = logging.getLogger("headstart.connector")
 
@@ -32,8 +36,16 @@ IDLE_WAIT_SECONDS = 0.005
 LOOK_SECONDS = 0.0005
 """How often records are looked at while chunks are on their way up."""
 
+PULLS_KEPT = 64
+"""How many pulls' times may wait to be read by the scheduler half."""
+
 TORN_READS_MAX = 3
 """The daemon may be writing a record while it is looked at; one that is unreadable this often is gone."""
+
+
+class _Took(Protocol):
+    @property
+    def took(self) -> deque[Any]: ...
 
 
 @dataclass
@@ -45,11 +57,12 @@ class _Pull:
     coming: list[LoadPiece]
     copies: list[tuple[list[LoadPiece], Future[list[bool]]]] = field(default_factory=list)
     lost: list[LoadPiece] = field(default_factory=list)
+    came: dict[Tier, PullTook] = field(default_factory=dict)
     unreadable: int = 0
 
 
 class Mover(threading.Thread):
-    """Carries out loads. ``take_finished`` hands over what has ended since the last call, each request once.
+    """Carries out loads. ``take_finished`` hands over what has ended since the last call, each request once. ``took``: what the last pulls took.
 
     ``wait_ms_max``: how long it waits for the next piece of a load to come up; what is not there then is for the engine to compute.
     """
@@ -66,6 +79,7 @@ class Mover(threading.Thread):
         self._invalid: set[int] = set()
         names = ("pulled_bytes", "pulled_chunks", "pull_seconds", "integrity_failures", "late_chunks")
         self.counts: dict[str, float] = dict.fromkeys(names, 0)
+        self.took: deque[PullTook] = deque(maxlen=PULLS_KEPT)
         self._client = BusClient(run_dir, f"{worker} mover", holder)
         digest_key = self._client.connect(CONNECT_MS_MAX).digest_key
         self._key = digest_key if verify else None
@@ -146,7 +160,10 @@ class Mover(threading.Thread):
                 gone = record.state == State.DOOMED
                 if record.state == State.COMMITTED:
                     came.append(pull.coming.pop(0))
-                    pull.deadline = time.perf_counter() + self._wait_seconds
+                    now = time.perf_counter()
+                    pull.deadline = now + self._wait_seconds
+                    known = pull.came.get(piece.source)
+                    pull.came[piece.source] = PullTook(piece.source, piece.length + (known.length if known else 0), now - pull.started)
                     continue
             if gone or time.perf_counter() >= pull.deadline:
                 pull.lost, pull.coming = pull.coming, []
@@ -160,6 +177,7 @@ class Mover(threading.Thread):
         self.counts["pulled_chunks"] += len(copied)
         self.counts["pull_seconds"] += time.perf_counter() - pull.started
         self.counts["late_chunks"] += len(pull.lost)
+        self.took.extend(_took(pull, sum(piece.length for piece, _ in copied)))
         with self._changed:
             self._finished.add(pull.load.request_id)
             self._invalid.update(block for piece in [*bad, *pull.lost] for block in piece.blocks if block >= 0)
@@ -177,3 +195,23 @@ class Mover(threading.Thread):
         data = self._region.data
         digests = self._blocks.load([Entry(piece.blocks, data[piece.offset : piece.offset + piece.length]) for piece in pieces], self._key)
         return [not self._key or digest == piece.digest for piece, digest in zip(pieces, digests, strict=True)]
+
+
+def took_since(*parts: _Took) -> list[StepTook | PullTook]:
+    """Takes what has been noted since the last call by each of ``parts``: a publisher, a mover."""
+    found: list[StepTook | PullTook] = []
+    for part in parts:
+        while part.took:
+            found.append(part.took.popleft())
+    return found
+
+
+def _took(pull: _Pull, copied_bytes: int) -> list[PullTook]:
+    """What a pull says of the tiers' speed: of DRAM's where nothing had to come from below, of theirs where something had."""
+    seconds = time.perf_counter() - pull.started
+    if not pull.came and not pull.lost:
+        return [PullTook("dram", copied_bytes, seconds)]
+    # Of a tier that left something out no more came in all the time that it was waited for.
+    late = {piece.source: PullTook(piece.source, 1, seconds) for piece in pull.lost}
+    late |= {tier: PullTook(tier, took.length, seconds) for tier, took in pull.came.items() if tier in late}
+    return list({**pull.came, **late}.values())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from cachebus.client import BusClient
 from cachebus.engine.blocks import Blocks, Computed, Entry
+from cachebus.engine.break_even import StepTook
 from cachebus.engine.transfer import SAVING_STEPS_MAX, Save, StepPlan, in_batches
 from cachebus.errors import BusError
 from cachebus.holder import Holder
@@ -40,10 +42,17 @@ class _UnderWay:
     whole: Future[None]
 
 
+@dataclass(frozen=True)
+class _Step:
+    plan: StepPlan
+    begun: Computed
+    computed: Computed
+
+
 class Publisher:
     """Writes complete chunks into the region: of each what tensor-parallel rank ``rank`` has.
 
-    The engine's thread calls it; its own thread talks to the bus and copies.
+    The engine's thread calls it; its own thread talks to the bus and copies. ``took``: what the last steps that saved took.
     """
 
     def __init__(self, run_dir: Path, holder: Holder, worker: str, layout: bytes, blocks: Blocks, region: Region, *, rank: int = 0) -> None:
@@ -55,6 +64,7 @@ class Publisher:
         self._number = 0
         self._ticket = 0
         self.writing: list[int] = []
+        self.took: deque[StepTook] = deque(maxlen=SAVING_STEPS_MAX)
         self._silent_until = 0.0
         self.counts: dict[str, float] = {"published_bytes": 0, "published_chunks": 0, "publish_seconds": 0, "unpublished_chunks": 0}
         self._thread.submit(self._connect, run_dir, worker).result()
@@ -65,13 +75,15 @@ class Publisher:
         self._settle_tails(plan.tail_fence)
         self._saves, self._number = {rank_key(save.key, self._rank): save for save in plan.saves}, plan.number
         if self._saves:
+            self._plan, self._begun = plan, self._blocks.computed()
             self._thread.submit(self._reserve, self._saves)
 
     def finish(self) -> None:
         """The step's forward pass has ended: has what got an extent copied, digested and committed."""
         if self._saves:
             tails: Future[None] = Future()
-            self._copying[self._number] = _UnderWay(tails, self._thread.submit(self._publish, self._saves, self._blocks.computed(), tails))
+            step = _Step(self._plan, self._begun, self._blocks.computed())
+            self._copying[self._number] = _UnderWay(tails, self._thread.submit(self._publish, self._saves, step, tails))
             self._saves = {}
 
     def close(self) -> None:
@@ -105,7 +117,7 @@ class Publisher:
         entries = [NewEntry(key, self._length(save), save.tail, save.tenant) for key, save in saves.items()]
         self._ticket = self._client.submit(Reserve(self._holder.id, self._layout, entries))
 
-    def _publish(self, saves: Mapping[bytes, Save], computed: Computed, tails_copied: Future[None]) -> None:
+    def _publish(self, saves: Mapping[bytes, Save], step: _Step, tails_copied: Future[None]) -> None:
         started = time.perf_counter()
         try:
             slots = self._await_slots() if self._ticket else []
@@ -116,7 +128,8 @@ class Publisher:
             self.counts["unpublished_chunks"] += len(saves)
         tails, chunks = [slot for slot in slots if saves[slot.key].tail], [slot for slot in slots if not saves[slot.key].tail]
         try:
-            computed.synchronize()
+            step.computed.synchronize()
+            self.took.append(StepTook(step.plan.tokens, step.plan.attended, step.computed.seconds_since(step.begun)))
             self._copy(saves, tails)
         finally:
             tails_copied.set_result(None)

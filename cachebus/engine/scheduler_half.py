@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from cachebus.engine.break_even import BreakEven, Piece, PullTook, StepTook, attended
 from cachebus.engine.transfer import SAVING_STEPS_MAX, Load, LoadPiece, Save, StepPlan, TransferParams
 from cachebus.keys import extend_chunk_keys, rank_key, root_key, tail_keys, tenant_id
 from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request, Withdraw
@@ -126,6 +127,8 @@ class SchedulerHalf:
         self._saving_tails: dict[int, set[int]] = {}
         self._saving_steps = 0
         self._patient_from_ms = 0.0
+        self._break_even = BreakEven()
+        self.declined_chunks = 0
 
     def add(self, view: RequestView) -> None:
         """A request arrived: look its prompt up."""
@@ -159,10 +162,15 @@ class SchedulerHalf:
             self._forget_tickets(tracked)
             tracked.phase = _Phase.SETTLED
         if tracked.phase is _Phase.GRANTED:
-            found = self._tokens_in(tracked, len(tracked.extents[0])) - local_tokens
+            found = self._tokens_in(tracked, self._worth(tracked, now_ms)) - local_tokens
             if found >= self._policy.pull_tokens_min:
                 return found
         return 0
+
+    def took(self, samples: Iterable[StepTook | PullTook], now_ms: float) -> None:
+        """What steps and pulls took in the workers."""
+        for sample in samples:
+            self._break_even.add(sample, now_ms / 1000)
 
     def allocated(self, request_id: str, blocks: Sequence[int], external_tokens: int) -> None:
         """vLLM gave the request its blocks: begin the load, or let go of what was leased."""
@@ -170,6 +178,8 @@ class SchedulerHalf:
         if tracked is None or tracked.phase is not _Phase.GRANTED:
             return
         tracked.phase = _Phase.SETTLED
+        pulled_to = tracked.local_tokens + external_tokens
+        self.declined_chunks += sum(self._tokens_in(tracked, number + 1) > pulled_to for number in range(len(tracked.extents[0])))
         if not external_tokens:
             self._let_go(tracked)
             return
@@ -177,7 +187,7 @@ class SchedulerHalf:
         last = -(-(tracked.local_tokens + external_tokens) // self._policy.block_size)
         for rank, lease in tracked.leases.items():
             self._loads.append(Load(request_id, lease, self._pieces(tracked, rank, blocks, first, last), rank))
-        tracked.pulled_to = tracked.local_tokens + external_tokens
+        tracked.pulled_to = pulled_to
         tracked.leases = {}
 
     def step(self, scheduled: Iterable[Scheduled], preempted: Iterable[str]) -> StepPlan:
@@ -204,7 +214,8 @@ class SchedulerHalf:
         loads, self._loads = self._loads, []
         written.update(block for load in loads for piece in load.pieces for block in piece.blocks)
         fence, tail_fence = _last_touched(self._saving, written), _last_touched(self._saving_tails, written)
-        return StepPlan(loads, saves, self._remember(saves), fence, tail_fence, idle=not parts)
+        tokens, attention = sum(part.scheduled for part in parts), sum(attended(part.computed, part.computed + part.scheduled) for part in parts)
+        return StepPlan(loads, saves, self._remember(saves), fence, tail_fence, not parts, tokens, attention)
 
     def finished(self, request_id: str) -> None:
         """The request ended, however it did. A load that has begun goes on and ends its lease itself."""
@@ -278,6 +289,17 @@ class SchedulerHalf:
             return chunks * self._policy.chunk_size
         return min(chunks * self._policy.chunk_size + (extents - chunks) * self._policy.block_size, tracked.view.prompt_tokens)
 
+    def _worth(self, tracked: _Tracked, now_ms: float) -> int:
+        """How many of what was granted are sooner pulled than computed."""
+        local, pieces = 0, []
+        for number, extent in enumerate(tracked.extents[0]):
+            tokens = self._tokens_in(tracked, number + 1)
+            if tokens <= tracked.local_tokens:
+                local += 1
+            else:
+                pieces.append(Piece("dram" if extent.ready else extent.source, extent.length, tokens))
+        return local + self._break_even.worth(pieces, tracked.local_tokens, tracked.view.prompt_tokens, now_ms / 1000)
+
     def _pieces(self, tracked: _Tracked, rank: int, blocks: Sequence[int], first: int, last: int) -> list[LoadPiece]:
         """The rank's extents that cover the request's blocks ``first`` to ``last``, last excluded."""
         pieces = []
@@ -286,7 +308,7 @@ class SchedulerHalf:
             end = -(-self._tokens_in(tracked, number + 1) // self._policy.block_size)
             if end > first and start < last:
                 targets = [blocks[i] if first <= i < last else -1 for i in range(start, end)]
-                place = (extent.slot, extent.generation, extent.ready)
+                place = (extent.slot, extent.generation, extent.ready, extent.source)
                 pieces.append(LoadPiece(extent.key, extent.offset, extent.length, extent.digest, targets, *place))
         return pieces
 

@@ -13,6 +13,7 @@ _TEXTS = {
     "pull_seconds": "Seconds spent pulling and checking",
     "integrity_failures": "Pulls whose bytes did not match their digest",
     "late_chunks": "Chunks promised from a slower tier that did not come in time",
+    "declined_chunks": "Chunks and tail blocks that were there and sooner computed than pulled",
     "published_bytes": "Bytes of KV published",
     "published_chunks": "Chunks and tail blocks published",
     "publish_seconds": "Seconds that engine steps spent publishing",

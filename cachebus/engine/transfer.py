@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from cachebus.chunk import TENANT_BYTES
+from cachebus.wire import Tier
 
 SAVING_STEPS_MAX = 8
 """How many steps' saves may be under way at once; the engine waits for the oldest before it begins another."""
@@ -42,6 +43,7 @@ class LoadPiece:
     slot: int = 0
     generation: int = 0
     ready: bool = True
+    source: Tier = "dram"
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class StepPlan:
 
     ``number``: of the steps that save, which one this is; 0 where it saves nothing. ``fence``: the step writes blocks of chunks that the
     step of that number saves, so the saves up to it must have ended first; 0 where it writes none. ``tail_fence``: the same for blocks of
-    prompts' tails, which are saved first, since a prompt's next token goes into its last block. ``idle``: the step computes nothing.
+    prompts' tails, which are saved first, since a prompt's next token goes into its last block. ``idle``: the step computes nothing; otherwise
+    ``tokens``, which attend to ``attended`` tokens in all.
     """
 
     loads: list[Load] = field(default_factory=list)
@@ -82,6 +85,8 @@ class StepPlan:
     fence: int = 0
     tail_fence: int = 0
     idle: bool = False
+    tokens: int = 0
+    attended: float = 0.0
 
 
 _T = TypeVar("_T")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cachebus.client import BusClient
-from cachebus.engine.mover import IDLE_WAIT_SECONDS, Mover
+from cachebus.engine.mover import IDLE_WAIT_SECONDS, Mover, took_since
 from cachebus.engine.publisher import CONNECT_MS_MAX, Publisher
 from cachebus.engine.scheduler_half import Policy, RequestView, SchedulerHalf
 from cachebus.engine.transfer import TransferParams
@@ -154,6 +154,7 @@ class SimulatedEngine(threading.Thread):
             time.sleep(max(0.0, started + seconds - time.perf_counter()))
             self._count(step, seconds, time.perf_counter() - started)
         self.publisher.finish()
+        self._half.took(took_since(self.publisher, self.mover), time.monotonic() * 1000)
         loading = self._scheduler.loading
         finished, invalid = self.mover.take_finished(IDLE_WAIT_SECONDS if loading and not step.parts else 0)
         for request_id in finished:

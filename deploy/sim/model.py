@@ -14,7 +14,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from cachebus.engine.blocks import Computed, Entry
+from cachebus.engine.blocks import AlreadyComputed, Computed, Entry
 from deploy.sim.profile import Profile
 from deploy.sim.scheduler import Part, Work
 from deploy.sim.vocabulary import FIRST_WORD, WORDS
@@ -99,7 +99,7 @@ class Model:
 
     def computed(self) -> Computed:
         """A step has ended when ``forward`` returns."""
-        return _Computed()
+        return AlreadyComputed()
 
     def save(self, entries: Sequence[Entry], key: bytes | None) -> list[bytes]:
         """Copies blocks into their extents, at the end of the profile's time: whoever writes them meanwhile spoils the copy."""
@@ -128,11 +128,6 @@ class Model:
 
     def _pass(self, seconds: float) -> None:
         time.sleep(seconds / self._speed)
-
-
-class _Computed:
-    def synchronize(self) -> None:
-        """Nothing runs on behind a step."""
 
 
 def _digest(pages: NDArray[np.uint8], key: bytes | None) -> bytes:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cachebus.engine.break_even import PullTook, StepTook, attended
 from cachebus.engine.scheduler_half import Policy, RequestView, Scheduled, SchedulerHalf
 from cachebus.engine.transfer import SAVING_STEPS_MAX, StepPlan, TransferParams
 from cachebus.keys import chunk_keys, rank_key, root_key, tail_keys
 from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request, Withdraw
+from cachebus.wire import Tier
 
 CHUNK, BLOCK = 64, 16
 POLICY = Policy("decode-0", ["holder"], b"n" * 32, b"l" * 16, CHUNK, BLOCK, True, 200, 32)
@@ -358,3 +360,28 @@ def test_an_answer_that_one_rank_owes_past_the_deadline_is_a_miss() -> None:
     engine.half.allocated("r", list(range(8)), 0)
     engine.plan(range(8), 0, CHUNK)
     assert engine.bus.of(Release) == [Release([7])]
+
+
+def test_what_is_sooner_computed_is_not_pulled() -> None:
+    engine = Engine(CHUNK * 3)
+    engine.half.took([StepTook(CHUNK, 0, 0.001), PullTook("redis", 4096, 1.0)], 0)
+    ticket, request = next((n, b) for n, b in enumerate(engine.bus.sent, 1) if isinstance(b, Acquire))
+    tiers: list[tuple[bool, Tier]] = [(True, "redis"), (False, "redis"), (False, "redis")]
+    extents = [
+        Extent(key, place * 4096, 4096, b"d" * 32, ready=ready, source=source)
+        for place, (key, (ready, source)) in enumerate(zip(request.keys, tiers, strict=True))
+    ]
+    engine.bus.replies.append((ticket, Granted(5, extents)))
+    assert engine.half.matched("r", 0, 1) == CHUNK, "what came up already lies in DRAM, wherever it was"
+    engine.half.allocated("r", list(range(12)), CHUNK)
+    (load,) = engine.half.step([], ()).loads
+    assert [piece.blocks for piece in load.pieces] == [[0, 1, 2, 3]]
+    assert engine.half.declined_chunks == 2
+    assert engine.plan(range(12), CHUNK, 2 * CHUNK).saves == [], "the store has what is computed here"
+
+
+def test_a_step_says_what_it_computes() -> None:
+    engine = Engine(CHUNK * 2)
+    engine.plan(range(8), 0, CHUNK)
+    plan = engine.plan([], CHUNK, CHUNK)
+    assert (plan.tokens, plan.attended) == (CHUNK, attended(CHUNK, 2 * CHUNK))

@@ -1,0 +1,110 @@
+"""Whether a prefix is sooner pulled or computed, by what steps and pulls took lately. Pure state.
+
+A step takes ``a * tokens + b * attended`` seconds: every token's matrices, and attention over what precedes it. Both are fitted to the steps
+seen, old ones counting ever less. A tier's bytes come at the rate at which they came lately; what is not known is taken for fast, so it is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cachebus.wire import Tier
+
+FORGOTTEN_AFTER_SECONDS = 30.0
+"""A tier's rate is forgotten when it was not seen for so long: the slow tier of a moment ago is tried again."""
+
+_KEPT = 0.9
+"""What of all that was learnt still counts after one more sample."""
+
+
+@dataclass(frozen=True)
+class StepTook:
+    """``seconds`` for a step of ``tokens``, which attended to ``attended`` tokens in all."""
+
+    tokens: int
+    attended: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PullTook:
+    """``seconds`` until ``length`` bytes had come from ``tier``."""
+
+    tier: Tier
+    length: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A next part of a prefix: ``length`` bytes that lie in ``tier``, after which ``tokens`` of the prompt are there."""
+
+    tier: Tier
+    length: int
+    tokens: int
+
+
+def attended(first: int, last: int) -> float:
+    """How many tokens those from ``first`` to ``last`` attend to, all together."""
+    return (last * last - first * first) / 2
+
+
+class BreakEven:
+    """Learns from samples and judges prefixes."""
+
+    def __init__(self) -> None:
+        # Sums of tokens², tokens * attended, attended², tokens and attended, each a second: the normal equations of the fit.
+        self._sums = [0.0] * 5
+        self._pulled: dict[Tier, tuple[float, float, float]] = {}
+
+    def add(self, sample: StepTook | PullTook, now_seconds: float) -> None:
+        """One more measurement."""
+        if isinstance(sample, PullTook):
+            length, seconds, at = self._pulled.get(sample.tier, (0.0, 0.0, 0.0))
+            kept = _KEPT if now_seconds - at < FORGOTTEN_AFTER_SECONDS else 0.0
+            self._pulled[sample.tier] = (length * kept + sample.length, seconds * kept + sample.seconds, now_seconds)
+            return
+        if sample.seconds <= 0:
+            return
+        # Relative to what it took, so that a short step counts as much as a long one.
+        tokens, attention = sample.tokens / sample.seconds, sample.attended / sample.seconds
+        terms = (tokens * tokens, tokens * attention, attention * attention, tokens, attention)
+        self._sums = [_KEPT * total + term for total, term in zip(self._sums, terms, strict=True)]
+
+    def compute_seconds(self, first: int, last: int) -> float | None:
+        """What computing a prompt's tokens from ``first`` to ``last`` takes; None before a step was seen."""
+        tt, ta, aa, ts, as_ = self._sums
+        if not tt:
+            return None
+        determinant = tt * aa - ta * ta
+        a, b = ts / tt, 0.0
+        # Steps that are all alike tell nothing of the second term.
+        if determinant > 1e-6 * tt * aa:
+            fitted = (ts * aa - as_ * ta) / determinant, (as_ * tt - ts * ta) / determinant
+            a, b = fitted if min(fitted) >= 0 else (a, 0.0) if fitted[1] < 0 else (0.0, as_ / aa)
+        return a * (last - first) + b * attended(first, last)
+
+    def worth(self, pieces: Sequence[Piece], first: int, last: int, now_seconds: float) -> int:
+        """How many of ``pieces`` to pull so that tokens ``first`` to ``last`` of a prompt are there soonest; all where nothing is known."""
+        alone = self.compute_seconds(first, last)
+        if alone is None:
+            return len(pieces)
+        best, best_seconds = 0, alone
+        lengths: dict[Tier, int] = {}
+        copied = 0
+        for number, piece in enumerate(pieces, 1):
+            copied += piece.length
+            lengths[piece.tier] = lengths.get(piece.tier, 0) + piece.length
+            # Tiers bring their bytes side by side, and what has come is copied meanwhile.
+            pull = max(self._seconds("dram", copied, now_seconds), *(self._seconds(tier, length, now_seconds) for tier, length in lengths.items()))
+            seconds = pull + (self.compute_seconds(piece.tokens, last) or 0.0)
+            if seconds <= best_seconds:
+                best, best_seconds = number, seconds
+        return best
+
+    def _seconds(self, tier: Tier, length: int, now_seconds: float) -> float:
+        pulled, seconds, at = self._pulled.get(tier, (0.0, 0.0, 0.0))
+        if not pulled or now_seconds - at >= FORGOTTEN_AFTER_SECONDS:
+            return 0.0
+        return length * seconds / pulled
