@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from cachebus.client import BusClient
 from cachebus.engine.hbm_map import HbmMap, decode_batch
 from cachebus.errors import BusError
 from cachebus.holder import Holder
 from cachebus.messages_hbm import HBM_KEYS_MAX, HbmOpened, OpenHbm, ReportHbm
-from cachebus.zeromq_engine import EngineEndpoints, EngineEvents
 
 log = logging.getLogger("headstart.hbm")
 
@@ -31,6 +31,19 @@ _ANSWER_MS_MAX = 2000
 _REPLAY_MS_MAX = 1000
 
 Replay = Callable[[int], list[tuple[int, bytes]]]
+
+
+class KvEventStream(Protocol):
+    """An engine's batches of KV cache events. For one thread."""
+
+    def receive(self, wait_ms: int) -> tuple[int, bytes] | None:
+        """Number and payload of the next batch; None where none comes in time."""
+
+    def replayed(self, first: int, wait_ms: int) -> list[tuple[int, bytes]]:
+        """The batches from ``first`` on that the engine still has, as far as they come in time."""
+
+    def close(self) -> None:
+        """Nobody listens any longer."""
 
 
 class HbmFollower:
@@ -74,11 +87,11 @@ class HbmFollower:
 
 
 class HbmRelay(threading.Thread):
-    """See the module. Where it fails, the worker counts as cold and serves on."""
+    """See the module; ``listen`` is called on its thread. Where it fails, the worker counts as cold and serves on."""
 
-    def __init__(self, run_dir: Path, worker: str, holder: Holder, endpoints: EngineEndpoints) -> None:
+    def __init__(self, run_dir: Path, worker: str, holder: Holder, listen: Callable[[], KvEventStream]) -> None:
         super().__init__(name="headstart-hbm", daemon=True)
-        self._run_dir, self._worker, self._holder, self._endpoints = run_dir, worker, holder, endpoints
+        self._run_dir, self._worker, self._holder, self._listen = run_dir, worker, holder, listen
         self._ending = threading.Event()
 
     def stop(self) -> None:
@@ -89,7 +102,7 @@ class HbmRelay(threading.Thread):
 
     def run(self) -> None:
         client = BusClient(self._run_dir, f"{self._worker} hbm", self._holder)
-        stream = EngineEvents(self._endpoints)
+        stream = self._listen()
         try:
             opened = self._first_opened(client)
             if opened is not None:
@@ -114,7 +127,7 @@ class HbmRelay(threading.Thread):
             raise BusError(f"the daemon answered with {type(reply).__name__}")
         return reply
 
-    def _follow(self, client: BusClient, stream: EngineEvents, follower: HbmFollower) -> None:
+    def _follow(self, client: BusClient, stream: KvEventStream, follower: HbmFollower) -> None:
         def replay(first: int) -> list[tuple[int, bytes]]:
             return stream.replayed(first, _REPLAY_MS_MAX)
 

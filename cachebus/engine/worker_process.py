@@ -42,7 +42,7 @@ from cachebus.holder import Holder
 from cachebus.keeper import Keeper
 from cachebus.messages import Drain, Leave, RegisterWorker, Request
 from cachebus.ports import check_free, free_port
-from cachebus.zeromq_engine import EngineEndpoints
+from cachebus.zeromq_engine import EngineEndpoints, EngineEvents
 
 EXIT_DRAINED, EXIT_ENGINE_DIED, EXIT_ENGINE_NOT_STARTED = 0, 3, 4
 
@@ -139,7 +139,7 @@ class WorkerProcess:
         client.call(registration, BUS_MS_MAX)
         keeper = Keeper(spec.run_dir, spec.worker, holder, lambda: registration, epoch)
         keeper.start()
-        relay = HbmRelay(spec.run_dir, spec.worker, holder, self._endpoints)
+        relay = HbmRelay(spec.run_dir, spec.worker, holder, lambda: EngineEvents(self._endpoints))
         if spec.cache.hbm_events:
             relay.start()
         self._pids = process_tree.descendants(engine.pid)

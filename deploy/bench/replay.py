@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 
 from deploy.bench.trace import Arrival
-from deploy.sim.vocabulary import text_of
+from deploy.sim.vocabulary import text_of_words
 
 _SECONDS_MAX = 600.0
 _DATA, _DONE = b"data: ", b"data: [DONE]"
@@ -49,7 +49,8 @@ def replay(url: str, model: str, arrivals: Sequence[Arrival], pace: Pace) -> lis
 
 async def _replay(url: str, model: str, arrivals: Sequence[Arrival], pace: Pace) -> list[Served]:
     served = [Served(arrival) for arrival in arrivals]
-    connector = aiohttp.TCPConnector(limit=0)
+    # A connection each: gateways differ in how soon they close one that is not used, which fails the request that comes just then.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(_SECONDS_MAX), read_bufsize=1 << 20) as session:
         started = time.monotonic()
         async with asyncio.TaskGroup() as group:
@@ -63,7 +64,7 @@ async def _replay(url: str, model: str, arrivals: Sequence[Arrival], pace: Pace)
 
 
 def _body(model: str, arrival: Arrival) -> bytes:
-    request: dict[str, Any] = {"model": model, "prompt": text_of(arrival.prompt()), "max_tokens": arrival.output_tokens, "temperature": 0}
+    request: dict[str, Any] = {"model": model, "prompt": text_of_words(arrival.prompt()), "max_tokens": arrival.output_tokens, "temperature": 0}
     return msgspec.json.encode(request | {"stream": True, "return_token_ids": True, "ignore_eos": True})
 
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from deploy.sim.kv_events import KvEvents
+
 
 class BlockPool:
     """Blocks 0 to ``count`` - 1."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, events: KvEvents) -> None:
+        self._events = events
         self._holders = [0] * count
         self._hashes: dict[int, bytes] = {}
         self._by_hash: dict[bytes, int] = {}
@@ -57,17 +60,20 @@ class BlockPool:
             if not self._holders[block]:
                 self._free[block] = None
 
-    def remember(self, block: int, name: bytes) -> None:
-        """A held block is full: it can be found under ``name`` until it is taken for something else."""
+    def remember(self, block: int, name: bytes) -> bool:
+        """A held block is full: it can be found under ``name`` until it is taken for something else; False where it could be already."""
         assert self._holders[block], "a block that nobody holds was filled"
-        if block not in self._hashes and name not in self._by_hash:
-            self._hashes[block] = name
-            self._by_hash[name] = block
+        if block in self._hashes or name in self._by_hash:
+            return False
+        self._hashes[block] = name
+        self._by_hash[name] = block
+        return True
 
     def _forget(self, block: int) -> None:
         name = self._hashes.pop(block, None)
         if name is not None:
             del self._by_hash[name]
+            self._events.removed(name)
 
     def check_integrity(self) -> None:
         """Raises AssertionError where the books do not agree."""

@@ -25,7 +25,7 @@ from cachebus.region import Region
 from cachebus.settings import CacheSettings
 from cachebus.table import LAYOUT_BYTES
 from cachebus.wire import Role
-from deploy.sim.block_pool import BlockPool
+from deploy.sim.kv_events import KvEvents, LocalStream
 from deploy.sim.model import Model
 from deploy.sim.profile import Profile
 from deploy.sim.scheduler import Scheduler, Step, Work
@@ -93,8 +93,9 @@ class SimulatedEngine(threading.Thread):
         self.mover = Mover(spec.run_dir, holder, spec.worker, self.model, region, verify=spec.verify, wait_ms_max=timing)
         self.publisher = Publisher(spec.run_dir, holder, spec.worker, registration.layout, self.model, region)
         self._half = SchedulerHalf(_policy(spec, registration), self._client)
-        profile = spec.profile
-        self._scheduler = Scheduler(BlockPool(profile.blocks), self._half, profile.block_size, profile.max_num_batched_tokens, profile.max_num_seqs)
+        self._events = KvEvents(spec.profile.block_size)
+        self.kv_events = LocalStream()
+        self._scheduler = Scheduler(spec.profile, self._half, self._events)
 
         def reattach() -> Reattach:
             return Reattach(holder.id, self.mover.reading(), self.publisher.writing)
@@ -155,14 +156,19 @@ class SimulatedEngine(threading.Thread):
             self._count(step, seconds, time.perf_counter() - started)
         self.publisher.finish()
         self._half.took(took_since(self.publisher, self.mover), time.monotonic() * 1000)
-        loading = self._scheduler.loading
-        finished, invalid = self.mover.take_finished(IDLE_WAIT_SECONDS if loading and not step.parts else 0)
-        for request_id in finished:
-            self._scheduler.load_finished(request_id, invalid)
+        self._end_loads(may_wait=not step.parts)
         if step.parts:
             self._hand_over(step, sampled)
-        elif not loading and self._scheduler.waiting:
+        elif not self._scheduler.loading and self._scheduler.waiting:
             time.sleep(_LOOKUP_SECONDS)
+        batch = self._events.batch(time.time())
+        if batch is not None and self._spec.cache.hbm_events:
+            self.kv_events.put(batch)
+
+    def _end_loads(self, *, may_wait: bool) -> None:
+        finished, invalid = self.mover.take_finished(IDLE_WAIT_SECONDS if may_wait and self._scheduler.loading else 0)
+        for request_id in finished:
+            self._scheduler.load_finished(request_id, invalid)
 
     def _hand_over(self, step: Step, sampled: Sequence[int | None]) -> None:
         ended = self._scheduler.advance(step, sampled)

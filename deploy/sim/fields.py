@@ -40,11 +40,11 @@ def prompt_of(body: dict[str, Any], *, chat: bool) -> list[int]:
             prompt = body["prompt"]
             if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
                 prompt = prompt[0]
-            found = tokenised(prompt) if isinstance(prompt, str) else prompt
+            found = tokenised(prompt) if isinstance(prompt, str) else _checked(prompt)
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(f"no prompt can be made of this request: {error}") from error
-    if not isinstance(found, list) or not found or not all(type(token) is int and 0 <= token < VOCABULARY for token in found):
-        raise Refused(f"a prompt is a text or a list of ids below {VOCABULARY}")
+    if not found:
+        raise Refused("the prompt is empty")
     return found
 
 
@@ -76,3 +76,9 @@ def asked(body: Any, profile: Profile, *, chat: bool) -> Asked:
         salt=body.get("cache_salt") or "",
         transfer=transfer_params(parameters),
     )
+
+
+def _checked(prompt: Any) -> list[int]:
+    if not isinstance(prompt, list) or set(map(type, prompt)) - {int} or any((min(prompt) < 0, max(prompt) >= VOCABULARY) if prompt else ()):
+        raise ValueError(f"it is a text or a list of ids below {VOCABULARY}")
+    return prompt

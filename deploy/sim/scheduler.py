@@ -14,6 +14,8 @@ from typing import Protocol
 from cachebus.engine.scheduler_half import Scheduled
 from cachebus.keys import extend_chunk_keys, root_key
 from deploy.sim.block_pool import BlockPool
+from deploy.sim.kv_events import KvEvents
+from deploy.sim.profile import Profile
 
 
 class Connector(Protocol):
@@ -90,10 +92,10 @@ class Step:
 class Scheduler:
     """See the module. Sizes are tokens."""
 
-    def __init__(self, pool: BlockPool, connector: Connector, block_size: int, max_num_batched_tokens: int, max_num_seqs: int) -> None:
-        self.pool = pool
-        self._connector = connector
-        self._block_size, self._tokens_max, self._seqs_max = block_size, max_num_batched_tokens, max_num_seqs
+    def __init__(self, profile: Profile, connector: Connector, events: KvEvents) -> None:
+        self.pool = BlockPool(profile.blocks, events)
+        self._connector, self._events = connector, events
+        self._block_size, self._tokens_max, self._seqs_max = profile.block_size, profile.max_num_batched_tokens, profile.max_num_seqs
         self._works: dict[str, Work] = {}
         self._waiting: list[Work] = []
         self._running: list[Work] = []
@@ -282,7 +284,10 @@ class Scheduler:
         if full > work.remembered:
             self._name(work, full * self._block_size)
             for number in range(work.remembered, full):
-                self.pool.remember(work.blocks[number], work.names[number])
+                if self.pool.remember(work.blocks[number], work.names[number]):
+                    before = work.names[number - 1] if number else None
+                    tokens = work.tokens[number * self._block_size : (number + 1) * self._block_size]
+                    self._events.stored(work.names[number], before, tokens, work.salt)
             work.remembered = full
 
     def _name(self, work: Work, tokens: int) -> None:

@@ -9,10 +9,15 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 _LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-_VALUES = {letter: value for value, letter in enumerate(_LETTERS)}
 _WORD_LETTERS = 3
-_PIECE = re.compile(rb"[A-Za-z0-9+/]{3} |.", re.DOTALL)
+_VALUES = np.zeros(256, np.int64)
+_VALUES[list(_LETTERS)] = range(len(_LETTERS))
+_PLACES = len(_LETTERS) ** np.arange(_WORD_LETTERS - 1, -1, -1)
+_RUN = re.compile(rb"(?:[A-Za-z0-9+/]{3} )+|.", re.DOTALL)
+"""Words without anything between them, or one other byte."""
 
 FIRST_WORD = 256
 """Ids below are bytes."""
@@ -25,12 +30,22 @@ VOCABULARY = FIRST_WORD + WORDS + 2
 
 def tokenised(text: str) -> list[int]:
     """The ids of a text."""
-    return [_id(piece) for piece in _PIECE.findall(text.encode())]
+    ids: list[int] = []
+    for run in _RUN.findall(text.encode()):
+        ids += run if len(run) == 1 else _ids(run)
+    return ids
 
 
 def text_of(token_ids: Iterable[int]) -> str:
     """The text of ids; a chat's marks have none."""
     return b"".join(map(_piece, token_ids)).decode(errors="replace")
+
+
+def text_of_words(token_ids: Sequence[int]) -> str:
+    """The same for words alone, a hundred times as fast."""
+    values = np.asarray(token_ids, np.int64)[:, None] - FIRST_WORD
+    letters = np.frombuffer(_LETTERS, np.uint8)[values // _PLACES % len(_LETTERS)]
+    return np.pad(letters, ((0, 0), (0, 1)), constant_values=ord(" ")).tobytes().decode()
 
 
 def chat_prompt(messages: Sequence[Any]) -> list[int]:
@@ -53,13 +68,10 @@ def _text_of_content(content: Any) -> str:
     return "".join(str(part) for part in parts)
 
 
-def _id(piece: bytes) -> int:
-    if len(piece) == 1:
-        return piece[0]
-    value = 0
-    for letter in piece[:_WORD_LETTERS]:
-        value = value * len(_LETTERS) + _VALUES[letter]
-    return FIRST_WORD + value
+def _ids(words: bytes) -> list[int]:
+    values = _VALUES[np.frombuffer(words, np.uint8).reshape(-1, _WORD_LETTERS + 1)[:, :_WORD_LETTERS]]
+    ids: list[int] = (FIRST_WORD + values @ _PLACES).tolist()
+    return ids
 
 
 def _piece(token: int) -> bytes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from cachebus.client import BusClient
+from cachebus.engine.hbm_relay import HbmRelay
 from cachebus.errors import BusError
 from cachebus.holder import Holder
 from cachebus.keeper import Keeper
@@ -76,6 +77,9 @@ class SimulatedWorker:
         self._client.call(registration, BUS_MS_MAX)
         self._keeper = Keeper(spec.run_dir, spec.worker, self._holder, lambda: registration, epoch)
         self._keeper.start()
+        self._relay = HbmRelay(spec.run_dir, spec.worker, self._holder, lambda: self._engine.kv_events)
+        if spec.cache.hbm_events:
+            self._relay.start()
         log.info("%s ready: %s at http://%s:%d", spec.worker, spec.profile.model, place.host, port)
 
     async def drain(self, forced: asyncio.Event) -> None:
@@ -92,6 +96,7 @@ class SimulatedWorker:
         """Ends the worker with what it still has."""
         await self._runner.cleanup()
         await asyncio.to_thread(self._keeper.stop)
+        await asyncio.to_thread(self._relay.stop)
         self._tell(Leave(self._spec.worker))
         await asyncio.to_thread(self._engine.stop)
         self._client.close()

@@ -16,7 +16,7 @@ from cachebus.engine.hbm_map import HbmMap
 from cachebus.engine.hbm_relay import HbmFollower, HbmRelay
 from cachebus.keys import chunk_keys, root_key
 from cachebus.messages import Snapshot, SnapshotReply
-from cachebus.zeromq_engine import EngineEndpoints
+from cachebus.zeromq_engine import EngineEndpoints, EngineEvents
 
 BLOCK, CHUNK = 16, 256
 TOKENS = [number * 7 % 1000 for number in range(8 * CHUNK)]
@@ -76,7 +76,7 @@ class Watched:
         self.endpoints = EngineEndpoints.make(bus.run_dir)
         self.engine = Engine(self.endpoints, old=old)
         bus.register("w", "decode", "http://w")
-        self.relay = HbmRelay(bus.run_dir, "w", bus.holder, self.endpoints)
+        self.relay = HbmRelay(bus.run_dir, "w", bus.holder, lambda: EngineEvents(self.endpoints))
 
     def known(self) -> set[bytes] | None:
         client = self.bus.client()

@@ -38,11 +38,18 @@ class SimCluster:
         self.processes[name] = subprocess.Popen(command)
 
     def urls(self) -> dict[str, str]:
+        return {worker.worker: worker.url for worker in self._snapshot().workers}
+
+    def hbm(self) -> dict[str, int]:
+        """How many chunks the bus knows in whose HBM."""
+        return {worker: len(keys) for worker, keys in self._snapshot().hbm.items()}
+
+    def _snapshot(self) -> SnapshotReply:
         client = self._bus.client()
         reply = client.call(Snapshot(), ANSWER_MS)
         client.close()
         assert isinstance(reply, SnapshotReply)
-        return {worker.worker: worker.url for worker in reply.workers}
+        return reply
 
     def ready(self, count: int) -> dict[str, str]:
         wait_for(lambda: len(self.urls()) == count, 30)

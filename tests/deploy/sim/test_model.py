@@ -11,7 +11,7 @@ from deploy.sim.expected import expected_tokens
 from deploy.sim.model import Model
 from deploy.sim.profile import Profile
 from deploy.sim.scheduler import Part, Scheduled, Work
-from deploy.sim.vocabulary import FIRST_WORD, chat_prompt, text_of, tokenised
+from deploy.sim.vocabulary import FIRST_WORD, chat_prompt, text_of, text_of_words, tokenised
 
 PROFILE = Profile(blocks=64, max_model_len=512, max_num_batched_tokens=64, pull_ms=0)
 FAST = 1e6
@@ -91,6 +91,10 @@ def test_what_is_generated_is_tokenised_to_the_same_ids_after_any_text() -> None
     for before in ("", "x", "the cat", "ab", "abc", "line\n"):
         assert tokenised(before + text_of(EXPECTED)) == tokenised(before) + EXPECTED
     assert all(token >= FIRST_WORD for token in EXPECTED)
+    assert text_of_words(EXPECTED) == text_of(EXPECTED)
+    text = "a word and 123 more, abc def  ghi\n"
+    assert text_of(tokenised(text)) == text
+    assert len(tokenised(text)) < len(text)
 
 
 def test_a_chats_next_turn_begins_with_the_last_one_and_its_answer() -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 
 import pytest
 
-from deploy.sim.block_pool import BlockPool
+from cachebus.engine.hbm_map import HbmMap, decode_batch
+from cachebus.keys import chunk_keys, root_key
+from deploy.sim.kv_events import KvEvents
+from deploy.sim.profile import Profile
 from deploy.sim.scheduler import Scheduler, Step, Work
 
 BLOCK = 4
+NAMESPACE = b"n" * 32
 
 
 class Cache:
@@ -38,7 +43,9 @@ class Engine:
 
     def __init__(self, blocks: int = 16, batched: int = 16, seqs: int = 4) -> None:
         self.cache = Cache()
-        self.scheduler = Scheduler(BlockPool(blocks), self.cache, BLOCK, batched, seqs)
+        self.events = KvEvents(BLOCK)
+        profile = Profile(blocks=blocks, block_size=BLOCK, max_model_len=blocks, max_num_batched_tokens=batched, max_num_seqs=seqs)
+        self.scheduler = Scheduler(profile, self.cache, self.events)
         self.works: dict[str, Work] = {}
 
     def add(self, name: str, tokens: int | list[int], count: int = 1) -> Work:
@@ -174,6 +181,27 @@ def test_pulled_prefixes_that_hold_each_others_blocks_do_not_stop_the_engine() -
     for _ in range(20):
         engine.step()
     assert sorted(engine.cache.ended) == ["a", "b"]
+
+
+def test_the_events_of_blocks_tell_what_a_prompt_would_hit() -> None:
+    """Held against the map that a real engine's supervisor makes of its events."""
+    engine, hbm, chance = Engine(blocks=24), HbmMap(NAMESPACE, BLOCK, 2 * BLOCK), random.Random(3)
+    prompts = [[family, *(family * 50 + n for n in range(chance.randint(2, 30)))] for family in (1, 2, 3) for _ in range(4)]
+    for number in range(200):
+        prompt, salt = chance.choice(prompts), chance.choice(["", "", "a tenant's"])
+        engine.scheduler.add(Work(f"r{number}", list(prompt), chance.randint(1, 9), salt))
+        for _ in range(30):
+            engine.step()
+        batch = engine.events.batch(0)
+        for event in decode_batch(batch) if batch else ():
+            hbm.apply(event)
+        for tokens, tenant in itertools.product(prompts, ("", "a tenant's")):
+            names = chunk_keys(root_key(b"", tenant), tokens, BLOCK)
+            keys = chunk_keys(root_key(NAMESPACE, tenant), tokens, 2 * BLOCK)
+            known = sum(1 for _ in itertools.takewhile(hbm.chunks.__contains__, keys))
+            assert known == len(engine.scheduler.pool.known(names)) // 2
+    assert hbm.chunks
+    assert engine.events.batch(0) is None
 
 
 @pytest.mark.parametrize("seed", range(30))

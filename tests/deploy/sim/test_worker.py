@@ -48,6 +48,11 @@ def test_one_worker_publishes_and_another_pulls(bus: Bus, sims: SimCluster) -> N
         assert answer.cached_tokens == cached
         assert answer.usage["completion_tokens"] == 20
     assert metric(urls["d-1"], "headstart_pulled_chunks_total") == 3 + 15
+    wait_for(lambda: sims.hbm() == {"d-0": 3, "d-1": 3})
+    other = [token + 1 for token in range(4070)]
+    assert ask(urls["d-1"], COMPLETIONS, {"prompt": other, "max_tokens": 20}).token_ids == right(other, 20)
+    # Of 300 blocks it took 256, so of the first prompt's 63 the last 19 had to go.
+    wait_for(lambda: sims.hbm() == {"d-0": 3, "d-1": 2 + 15})
     wait_for(lambda: counters(bus)["leases"] == 0)
 
 
@@ -95,6 +100,21 @@ def test_what_is_not_simulated_is_refused_and_text_is_rendered(sims: SimCluster)
     status, refusal = post(url, COMPLETIONS, {"prompt": [1] * PROFILE.max_model_len, "max_tokens": 1})
     assert status == 400
     assert "max_tokens" in refusal["error"]["message"]
+
+
+def test_a_restarted_bus_is_told_again_and_its_chunks_are_pulled(bus: Bus, sims: SimCluster) -> None:
+    sims.launch("d", "decode", 2)
+    urls = sims.ready(2)
+    assert ask(urls["d-0"], COMPLETIONS, {"prompt": PROMPT, "max_tokens": 5}).token_ids == right(PROMPT, 5)
+    bus.stop()
+    # Without a bus the engine computes.
+    assert ask(urls["d-0"], COMPLETIONS, {"prompt": [*PROMPT, 1], "max_tokens": 5}).token_ids == right([*PROMPT, 1], 5)
+    bus.start()
+    assert sims.ready(2) == urls
+    wait_for(lambda: sims.hbm().get("d-0") == 3)
+    answer = ask(urls["d-1"], COMPLETIONS, {"prompt": [*PROMPT, 1], "max_tokens": 5})
+    assert answer.token_ids == right([*PROMPT, 1], 5)
+    assert answer.cached_tokens >= 768
 
 
 def test_clients_that_leave_end_their_request(sims: SimCluster) -> None:
