@@ -108,13 +108,14 @@ def numbers(option: str, text: str, least: float = 1) -> list[int]:
     return found
 
 
-def tables(results: Results, metrics: dict[str, str], scale: float = 1.0) -> list[str]:
-    """A table for each metric (with its heading) and number of requests at a time: medians times ``scale``, prompts' lengths in columns."""
+def tables(results: Results, metrics: dict[str, str], scale: float = 1.0, *, worst: bool = False) -> list[str]:
+    """A table for each metric (with its heading) and number of requests at a time: medians (``worst``: 99th percentiles) times ``scale``,
+    prompts' lengths in columns."""
     found = []
     for metric, heading in metrics.items():
         for concurrency in sorted({row.concurrency for row in results.rows if row.metric == metric}):
             chosen = [row for row in results.rows if (row.metric, row.concurrency) == (metric, concurrency)]
-            rows = [msgspec.structs.replace(row, median=row.median * scale) for row in chosen]
+            rows = [msgspec.structs.replace(row, median=(row.p99 if worst else row.median) * scale) for row in chosen]
             found.append(report.table(rows, f"{heading}, {concurrency} at a time" if concurrency else heading))
     return found
 

@@ -84,7 +84,10 @@ def headstart(place: Place) -> Iterator[list[StreamingEngine]]:
         engines = []
         for number in range(place.workers):
             spec = WorkerSpec(f"bench-{number}", "decode", private.model, private.decode, private.cache, private.security, cluster.run_dir)
-            engines.append(_engine(stack, place, f"headstart-{number}", transfer_config(spec)))
+            # Engines that are told how much memory to take may start at once; others look at what is free.
+            engines.append(_engine(stack, place, f"headstart-{number}", transfer_config(spec), wait=not place.kv_cache_bytes))
+        for engine in engines if place.kv_cache_bytes else []:
+            engine.await_ready()
         yield engines
         if failures := _statistics(cluster.run_dir)["integrity_failures_total"]:
             raise HeadstartError(f"{failures:g} chunks did not match their digest where they arrived")
@@ -144,9 +147,11 @@ def environment(place: Place) -> dict[str, str | None]:
     }
 
 
-def _engine(stack: ExitStack, place: Place, name: str, transfer: dict[str, Any] | None = None) -> StreamingEngine:
+def _engine(stack: ExitStack, place: Place, name: str, transfer: dict[str, Any] | None = None, *, wait: bool = True) -> StreamingEngine:
     engine = StreamingEngine(engine_options(place, transfer), place.logs / f"{name}.log", environment(place))
     stack.callback(engine.stop)
+    if wait:
+        engine.await_ready()
     return engine
 
 

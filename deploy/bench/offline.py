@@ -42,16 +42,16 @@ class EngineProcess:
         merged = {**os.environ, **(environment or {})}
         kept = {name: value for name, value in merged.items() if value is not None}
         self._process = process_tree.start([sys.executable, "-m", module], kept, subprocess.PIPE, self._log, subprocess.PIPE)
-        self.ready = self.send(json.dumps(options).encode())
+        self._write(json.dumps(options).encode())
 
     def send(self, command: bytes) -> bytes:
         """The answer to one command."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(command + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError as error:
-            raise self._failure() from error
+        self._write(command)
+        return self.receive()
+
+    def receive(self) -> bytes:
+        """The next answer; the first one says that the engine serves."""
+        assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(ANSWER.encode()):
                 return line.removeprefix(ANSWER.encode())
@@ -62,6 +62,14 @@ class EngineProcess:
         """Ends it with all its processes."""
         process_tree.kill_tree(self._process)
         self._log.close()
+
+    def _write(self, line: bytes) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._failure() from error
 
     def _failure(self) -> HeadstartError:
         self._log.flush()
@@ -74,6 +82,7 @@ class OfflineEngine(EngineProcess):
 
     def __init__(self, options: Mapping[str, Any], log: Path, environment: Mapping[str, str] | None = None) -> None:
         super().__init__("deploy.bench.offline_process", options, log, environment)
+        self.receive()
 
     def ask(self, seed: int, tokens: int, answer: int = 1) -> Asked:
         """The answer to the prompt of that seed and length."""

@@ -27,7 +27,7 @@ RATE, TTFT, HITS, BOUND = "requests_per_second", "ttft_seconds", "hit_tokens_sha
 _GROUP = 20
 """So many requests have exactly the share of new ones that is asked for, so that short windows have it, too."""
 _RATE_MAX = 250
-_FILL_SECONDS_MAX, _SETTLE_SECONDS = 600.0, 3.0
+_FILL_SECONDS_MAX = 600.0
 _PROMPT_SEED, _NEW_SEED, _QUESTION_SEED = 1 << 30, 1 << 31, 1 << 32
 
 
@@ -42,6 +42,8 @@ class Plan:
     warm_seconds: float
     window_seconds: float
     windows: int
+    settle_seconds: float = 3.0
+    """From a load to the next, for what still runs in the engine to end."""
 
     @property
     def tokens(self) -> int:
@@ -140,7 +142,7 @@ def _fill(plan: Plan, engine: StreamingEngine) -> None:
     """Asks every system prompt once, one after the other, so that whoever keeps it has it."""
     requests = [Request([Piece(_PROMPT_SEED + prompt, plan.prompt_tokens)], 1) for prompt in range(plan.prompts)]
     engine.answers(requests, _FILL_SECONDS_MAX, clients=1)
-    time.sleep(_SETTLE_SECONDS)
+    time.sleep(plan.settle_seconds)
 
 
 def _cell(plan: Plan, reuse: int, clients: int, state: State, system: str, engine: StreamingEngine, results: Results) -> float:
@@ -148,7 +150,7 @@ def _cell(plan: Plan, reuse: int, clients: int, state: State, system: str, engin
     requests = plan.requests(reuse, state.taken)
     state.taken += len(requests)
     served = engine.run(Load(requests, plan.seconds, clients))
-    time.sleep(_SETTLE_SECONDS)
+    time.sleep(plan.settle_seconds)
     answered = begun(served, plan.warm_seconds, plan.seconds)
     if not answered:
         raise HeadstartError(f"nothing was answered within {plan.seconds:g} s: give --warm-seconds and --window-seconds more time")

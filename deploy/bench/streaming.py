@@ -16,11 +16,14 @@ _Answer = TypeVar("_Answer")
 
 
 class StreamingEngine(EngineProcess):
-    """One ``vllm.v1.engine.async_llm.AsyncLLM``. ``capacity`` says how much KV it holds."""
+    """One ``vllm.v1.engine.async_llm.AsyncLLM``; it serves once ``await_ready`` has returned."""
 
     def __init__(self, options: Mapping[str, Any], log: Path, environment: Mapping[str, str | None] | None = None) -> None:
         super().__init__("deploy.bench.streaming_process", options, log, environment)
-        self.capacity = msgspec.json.decode(self.ready, type=Ready)
+
+    def await_ready(self) -> None:
+        """Waits for the engine; from then on ``capacity`` says how much KV it holds."""
+        self.capacity = msgspec.json.decode(self.receive(), type=Ready)
 
     def run(self, load: Load) -> list[Served]:
         """What became of each request that was sent. Raises HeadstartError where clients ran out of requests."""

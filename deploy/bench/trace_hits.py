@@ -86,7 +86,7 @@ def measure(
     room = engine.capacity.kv_tokens
     if system != goals.PLAIN:
         room += int(settings.cache.max_local_cpu_size * 1e9) // engine.capacity.token_bytes
-    place = (round(sum(one.prompt for one in answered) / len(answered)), 0)
+    place = (round(sum(one.prompt for one in served) / len(served)), 0)
     case = goals.OWN_HIT if system == goals.PLAIN else goals.HIT
     share = results.add(system, case, place, HITS, [hit_share(answered)])
     for which, ceiling in ceilings(arrivals, scale, room, answered).items():
