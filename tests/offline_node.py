@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from cachebus.region import Region
 from cachebus.settings import SecuritySettings
 from cachebus.table import State
 from deploy.bench.offline import Asked, OfflineEngine
+from deploy.bench.streaming import StreamingEngine
 from deploy.cli import resolved
 from deploy.launcher import Cluster, private_run_dir
 from deploy.settings import Settings, read_settings
@@ -30,11 +32,17 @@ class OfflineNode:
         self.cluster = Cluster(settings, folder)
 
     def engine(self, name: str, *, connected: bool = True, verify: bool = True) -> OfflineEngine:
+        return OfflineEngine(*self._start(name, connected, verify, {}))
+
+    def streaming(self, name: str, *, connected: bool = True, verify: bool = True, **options: Any) -> StreamingEngine:
+        return StreamingEngine(*self._start(name, connected, verify, options))
+
+    def _start(self, name: str, connected: bool, verify: bool, more: Mapping[str, Any]) -> tuple[dict[str, Any], Path, dict[str, str]]:
         security = SecuritySettings(verify_digests=verify)
         spec = WorkerSpec(name, "decode", self.settings.model, self.settings.decode, self.settings.cache, security, self.cluster.run_dir)
         transfer = {"kv_transfer_config": transfer_config(spec)} if connected else {}
-        options = {"model": self.settings.model.name, "skip_tokenizer_init": True, "enforce_eager": True, **self._options, **transfer}
-        return OfflineEngine(options, self.folder / f"{name}.log", {"PYTHONHASHSEED": "0", **self._environment})
+        options = {"model": self.settings.model.name, "skip_tokenizer_init": True, "enforce_eager": True, **self._options, **more, **transfer}
+        return options, self.folder / f"{name}.log", {"PYTHONHASHSEED": "0", **self._environment}
 
     def statistics(self) -> dict[str, float]:
         client = BusClient(self.cluster.run_dir, "test")
@@ -43,11 +51,15 @@ class OfflineNode:
         assert isinstance(reply, StatReply)
         return reply.values
 
-    def spoil(self, keys: Sequence[bytes] = ()) -> None:
-        """Swaps the halves of committed chunks, of all where no keys are given: values that a model takes for good, of other tokens and layers."""
+    def spoil(self, keys: Sequence[bytes] = (), share: float = 1.0) -> None:
+        """Swaps the halves of committed chunks: values that a model takes for good, of other tokens and layers.
+
+        Of those with these keys, where there are any; of the others a ``share`` by chance.
+        """
+        chance = random.Random(3)
         region = Region.map(self.settings.cache.resolved_region_path({}))
         for _, record in region.table.read():
-            if record.state == State.COMMITTED and (not keys or record.key in keys):
+            if record.state == State.COMMITTED and (record.key in keys if keys else chance.random() < share):
                 middle, end = record.offset + record.length // 2, record.offset + record.length
                 region.data[record.offset : end] = bytes(region.data[middle:end]) + bytes(region.data[record.offset : middle])
         region.close()
