@@ -12,6 +12,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cachebus.errors import SettingsError
 from deploy.bench import quiet, report
@@ -58,22 +59,25 @@ def run(options: argparse.Namespace) -> int:
     arrivals = read_trace(options.trace, options.requests)
     profile = read_profile(options.profile)
     _say(f"{len(arrivals)} requests, {total_tokens(arrivals):,} prompt tokens, {ceiling(arrivals):.3f} of them came before")
-    found = []
+    found: list[Measured] = []
     for gateway in gateways:
         found.append(_measure(gateway, arrivals, profile, options))
         _say_measured(found[-1])
-    rows = [row for measured in found for row in rows_of(measured, profile.model, case_of(options))]
-    command = (
-        ["headstart", "bench", "routing", *sys.argv[sys.argv.index("routing") + 1 :]] if "routing" in sys.argv else ["headstart", "bench", "routing"]
-    )
-    host = {"foreign_cores": {m.gateway.label: round(m.foreign_cores, 2) for m in found}, "ceiling": round(ceiling(arrivals), 4)}
-    result = report.document(rows, command, host)
-    if options.output:
-        report.write(options.output, result)
+        result = _document(found, arrivals, profile, options)
+        if options.output:
+            # What is measured stays, should the next one fail.
+            report.write(options.output, result)
     print(json.dumps(result) if options.json else table(found))
     for verdict in verdicts(found):
         _say(verdict)
     return 1 if any(measured.wrong for measured in found) else 0
+
+
+def _document(found: Sequence[Measured], arrivals: Sequence[Arrival], profile: Profile, options: argparse.Namespace) -> dict[str, Any]:
+    rows = [row for measured in found for row in rows_of(measured, profile.model, case_of(options))]
+    command = ["headstart", "bench", "routing", *(sys.argv[sys.argv.index("routing") + 1 :] if "routing" in sys.argv else ())]
+    foreign = {measured.gateway.label: round(measured.foreign_cores, 2) for measured in found}
+    return report.document(rows, command, {"foreign_cores": foreign, "ceiling": round(ceiling(arrivals), 4)})
 
 
 def case_of(options: argparse.Namespace) -> str:
