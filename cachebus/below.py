@@ -24,6 +24,11 @@ CLOSE_SECONDS_MAX = 10.0
 HEADER_PAGE_BYTES = 4096
 
 
+def remote_writers(cache: CacheSettings) -> int:
+    """Threads that write to the shared tier. One keeps a server busy, more take the processor from a server that runs beside them: measured."""
+    return max(1, cache.remote_connections // 4)
+
+
 class Below:
     """``tiers`` is the state machine, ``lanes`` are the threads of each tier that is configured."""
 
@@ -50,7 +55,7 @@ class Below:
             log.info("nvme: %s holds %d chunks, %.2f GB of room", cache.local_disk, len(tiers.disk.index), disk.capacity / 1e9)
         if cache.remote_url:
             remote = Remote(RemoteSettings(cache.remote_url, name, cache.remote_ttl_seconds, cache.remote_timeout_ms))
-            lanes["redis"] = RemoteLane(remote, memory, cache.remote_connections, max(1, cache.remote_connections // 2), wake)
+            lanes["redis"] = RemoteLane(remote, memory, cache.remote_connections, remote_writers(cache), wake)
         if cache.peers:
             lanes["peer"] = PeerLane(peer_addresses(cache, security), memory, name, cache.peer_timeout_ms, cache.peer_streams, wake)
         return cls(tiers, lanes)

@@ -94,7 +94,7 @@ class CacheSettings(Section, frozen=True):
     remote_timeout_ms: int = 40
     """Longest silence of the shared tier during one operation: then it is a miss, and the tier is left alone until it answers again"""
     remote_connections: int = 4
-    """Connections for reading from the shared tier, each with a thread; half as many write"""
+    """Connections for reading from the shared tier, each with a thread; a quarter as many write"""
     node_host: str = "127.0.0.1"
     """Address where other nodes reach this one; one that is not loopback needs security.keys_dir"""
     node_port: int = 0

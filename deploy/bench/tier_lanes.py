@@ -13,7 +13,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from cachebus.below import DISK_READERS, DISK_WRITERS, HEADER_PAGE_BYTES, Below
+from cachebus.below import DISK_READERS, DISK_WRITERS, HEADER_PAGE_BYTES, Below, remote_writers
 from cachebus.chunk import ChunkHeader, key_id
 from cachebus.effects import Job, Read, Write
 from cachebus.errors import HeadstartError
@@ -164,10 +164,9 @@ def subjects(load: Load, folder: Path, redis_url: str) -> Iterator[list[Subject]
     """DRAM, NVMe in ``folder`` and, where ``redis_url`` is not "", Redis, each checked and, as a diagnosis, read unchecked."""
     disk_size = (1.1 * load.total + _SPARE_BYTES) / 1e9
     cache = CacheSettings(local_disk=str(folder), max_local_disk_size=disk_size, remote_url=redis_url, remote_timeout_ms=PATIENCE_MS)
-    connections = cache.remote_connections
     tiers: dict[Tier, dict[str, int]] = {"nvme": {PUT: DISK_WRITERS, GET: DISK_READERS}}
     if redis_url:
-        tiers["redis"] = {PUT: max(1, connections // 2), GET: connections}
+        tiers["redis"] = {PUT: remote_writers(cache), GET: cache.remote_connections}
     with shared_memory() as path:
         region = Region.make_or_adopt(path, 2 * load.total + _SPARE_BYTES, may_replace=True)
         lanes = Lanes(load, region, cache)
