@@ -127,9 +127,9 @@ def _bench(options: argparse.Namespace, settings: Settings) -> int:
         from deploy.bench import prefix
 
         return prefix.run(settings, options)
-    from deploy.bench import chat, decode, reuse, trace_hits
+    from deploy.bench import chat, decode, handover, reuse, trace_hits
 
-    run = {"chat": chat.run, "decode": decode.run, "reuse": reuse.run, "trace": trace_hits.run}[options.bench]
+    run = {"chat": chat.run, "decode": decode.run, "handover": handover.run, "reuse": reuse.run, "trace": trace_hits.run}[options.bench]
     return run(settings, options)
 
 

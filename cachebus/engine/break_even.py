@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cachebus.wire import Tier
 
-FORGOTTEN_AFTER_SECONDS = 30.0
+FORGOTTEN_AFTER_SECONDS = 10.0
 """A tier's rate is forgotten when it was not seen for so long: the slow tier of a moment ago is tried again."""
 
 _KEPT = 0.9

@@ -14,7 +14,7 @@ _DEFAULT = "(default: %(default)s)"
 
 def add_to(benches: Any, common: argparse.ArgumentParser, parents: list[argparse.ArgumentParser]) -> None:
     """Adds the benchmarks; ``common`` has every command's options, ``parents`` those of commands with a model and JSON."""
-    for add in (_add_chat, _add_reuse, _add_trace, _add_decode):
+    for add in (_add_chat, _add_reuse, _add_trace, _add_decode, _add_handover):
         add(benches, [common, *parents])
     plot = benches.add_parser("plot", parents=[common], help="draw what the benchmarks' JSON files hold")
     plot.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what --output wrote")
@@ -71,6 +71,13 @@ def _add_decode(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
     decode.add_argument("--lead-seconds", type=float, default=5.0, help=f"before the first one {_DEFAULT}")
     _number(decode, "--runs", 3, "measurements of each case")
     _engines(decode, f"{goals.PLAIN},{_RIVALS}", 0)
+
+
+def _add_handover(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
+    handover = benches.add_parser("handover", parents=parents, help="time to first token where one engine computes and another answers")
+    handover.add_argument("--lengths", default="2048,8192,32768", help=f"tokens of the prompts {_DEFAULT}")
+    _number(handover, "--runs", 3, "measurements of each length")
+    _engines(handover, f"{goals.PLAIN},{goals.OURS}", 0)
 
 
 def _number(parser: argparse.ArgumentParser, name: str, default: int, text: str) -> None:

@@ -30,6 +30,7 @@ _UNITS = {
     "itl_seconds": "from token to token, s",
     "requests_per_second": "requests/s",
     "hit_tokens_share": "share of prompt tokens cached",
+    "added_share": "share added to the time to first token",
     "bound_share": "share of the bound 1 / (1 - reuse)",
     "put_bytes_per_second": "put, GB/s",
     "get_bytes_per_second": "get, GB/s",
@@ -72,7 +73,7 @@ def read(path: Path) -> list[Row]:
 
 def draw(bench: str, rows: Sequence[Row]) -> Figure:
     """One benchmark's figure: lines over the prompts' length, or bars by what was compared."""
-    panels = _by_length(rows) if bench in ("prefix", "hits", "chat") else _by_case(rows)
+    panels = _by_length(rows) if bench in ("prefix", "hits", "chat", "handover") else _by_case(rows)
     columns = min(_COLUMNS_MAX, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure, axes = pyplot.subplots(lines, columns, figsize=(6.2 * columns, 4.4 * lines), squeeze=False, layout="constrained")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from deploy.bench import benchmark, chat, decode, engines, goals, reuse, trace_hits
+from deploy.bench import benchmark, chat, decode, engines, goals, handover, reuse, trace_hits
 from deploy.bench.benchmark import Results
 from deploy.bench.engines import Place
 from deploy.bench.load import hit_share
@@ -24,6 +24,7 @@ REUSE = reuse.Plan(12, PROMPT, QUESTION, answer_tokens=4, warm_seconds=0.5, wind
 CHAT = chat.Plan(turns=3, turn_tokens=320, answer_tokens=16, runs=1, pause_seconds=0.3)
 DECODE = decode.Plan(2, 64, 400, arrivals=2, prefix_tokens=512, question_tokens=16, interval=0.3, lead=1.0, runs=1, settle_seconds=0.5)
 SCALE = Scale(seconds=2, speed=1, share=1.0, block_tokens=128, answer_tokens_max=4)
+HANDOVER = handover.Plan([640], runs=2)
 TWENTY = "twenty requests, 80%"
 PROMPTS = [[0, 1], [2, 3], [0, 1, 4, 5], [2, 3, 6, 7], [0, 1, 4, 5, 8, 9], [2, 3]]
 TRACE = [Arrival(0.3 * number, 512 * len(ids), 4, tuple(ids)) for number, ids in enumerate(PROMPTS)]
@@ -33,10 +34,10 @@ Found = dict[tuple[str, str, str, str], list[Row]]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """The rows of all four benchmarks by benchmark, system, case and metric, in the order of the prompts' lengths."""
+    """The rows of all five benchmarks by benchmark, system, case and metric, in the order of the prompts' lengths."""
     settings = read_settings(None, ["cache.max_local_cpu_size=0.25", "model.max_model_len=1024"], {})
     settings = msgspec.structs.replace(settings, model=resolved(settings.model))
-    results = {name: Results(name, settings) for name in ("reuse", "chat", "decode", "trace")}
+    results = {name: Results(name, settings) for name in ("reuse", "chat", "decode", "trace", "handover")}
     place = Place(settings, tmp_path_factory.mktemp("logs"), kv_cache_bytes=BUDGET_BYTES, workers=2)
     for system in (goals.PLAIN, goals.OURS):
         with engines.KNOWN[system](place) as started:
@@ -44,6 +45,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
             reuse.measure(REUSE, [100], [2], reuse.State(), system, started, results["reuse"])
             served = started[0].answers(REUSE.requests(80, 1 << 20)[:20], 60.0, clients=2)
             results["reuse"].add(system, TWENTY, (REUSE.tokens, 2), reuse.HITS, [hit_share(served)])
+            handover.measure(HANDOVER, system, started, results["handover"])
             if system == goals.PLAIN:
                 continue
             chat.measure(CHAT, [2], system, started, results["chat"])
@@ -97,3 +99,11 @@ def test_the_trace_reaches_its_ceiling_where_there_is_room(found: Found) -> None
         assert ceiling.median == round(known / sum(map(len, PROMPTS)), 4)
         (share,) = found["trace", goals.OURS, goals.HIT, f"{trace_hits.OF_CEILING}{which}"]
         assert share.median == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_handover_is_measured_against_plain_vllm(found: Found) -> None:
+    (alone,) = found["handover", goals.PLAIN, goals.COLD, handover.TTFT]
+    (ours,) = found["handover", goals.OURS, handover.HANDOVER, handover.TTFT]
+    (added,) = found["handover", goals.OURS, handover.HANDOVER, handover.ADDED]
+    assert (alone.tokens, ours.tokens, alone.runs, ours.runs) == (640, 640, 2, 2)
+    assert added.median == pytest.approx(ours.median / alone.median - 1, abs=0.01)
