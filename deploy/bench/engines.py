@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cachebus import holder
 from cachebus.client import BusClient
 from cachebus.engine.command import WorkerSpec, reserved_cpus, transfer_config
 from cachebus.errors import HeadstartError, SettingsError
@@ -20,6 +22,7 @@ from deploy.settings import Settings
 
 _OFFLOADING_BLOCK_TOKENS = 16
 _STAT_MS = 5000
+_RELEASE_SECONDS_MAX, _POLL_SECONDS = 30.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def headstart(place: Place) -> Iterator[list[StreamingEngine]]:
         cluster = Cluster(private, place.logs)
         cluster.start_bus(lambda text: None)
         stack.callback(cluster.stop)
+        stack.callback(await_released, cluster.run_dir)
         engines = []
         for number in range(place.workers):
             spec = WorkerSpec(f"bench-{number}", "decode", private.model, private.decode, private.cache, private.security, cluster.run_dir)
@@ -100,6 +104,13 @@ KNOWN: dict[str, System] = {
     goals.OFFLOADING: offloading,
     goals.LMCACHE: lmcache,
 }
+
+
+def await_released(run_dir: Path) -> None:
+    """Waits until no engine holds the region: killed ones take a while to give their memory back, and the bus leaves behind what is held."""
+    deadline = time.monotonic() + _RELEASE_SECONDS_MAX
+    while holder.living(run_dir) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
 
 
 def chosen(text: str, known: Sequence[str]) -> list[str]:

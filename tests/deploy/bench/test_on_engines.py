@@ -38,7 +38,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     settings = read_settings(None, ["cache.max_local_cpu_size=0.25", "model.max_model_len=1024"], {})
     settings = msgspec.structs.replace(settings, model=resolved(settings.model))
     results = {name: Results(name, settings) for name in ("reuse", "chat", "decode", "trace", "handover")}
-    place = Place(settings, tmp_path_factory.mktemp("logs"), kv_cache_bytes=BUDGET_BYTES, workers=2)
+    logs = tmp_path_factory.mktemp("logs")
+    place = Place(settings, logs, kv_cache_bytes=BUDGET_BYTES, workers=2)
     for system in (goals.PLAIN, goals.OURS):
         with engines.KNOWN[system](place) as started:
             benchmark.warm_up(started, settings)
@@ -53,6 +54,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
             for engine in started:
                 engine.empty_hbm()
             trace_hits.measure(settings, TRACE, SCALE, 30.0, system, started, results["trace"])
+    # A region that is left behind would fill the machine's memory from run to run.
+    assert "kept the region" not in (logs / "cachebus.log").read_text()
     rows: Found = {}
     for row in sorted((row for one in results.values() for row in one.rows), key=lambda row: row.tokens):
         rows.setdefault((row.bench, row.system, row.case, row.metric), []).append(row)
