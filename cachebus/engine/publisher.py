@@ -33,6 +33,9 @@ RESERVE_WAIT_MS_MAX = 100
 CONNECT_MS_MAX = 5000
 SILENT_SECONDS = 1.0
 
+CHASE_MS = 50
+"""How long at a time an answer that is late is waited for; a step's saves go on in between."""
+
 
 @dataclass(frozen=True)
 class _UnderWay:
@@ -63,6 +66,9 @@ class Publisher:
         self._saves: dict[bytes, Save] = {}
         self._number = 0
         self._ticket = 0
+        self._came: list[Slot] | None = None
+        self._owed: set[int] = set()
+        self._closing = False
         self.writing: list[int] = []
         self.took: deque[StepTook] = deque(maxlen=SAVING_STEPS_MAX)
         self._silent_until = 0.0
@@ -88,6 +94,7 @@ class Publisher:
 
     def close(self) -> None:
         """Ends the thread and the connection."""
+        self._closing = True
         self._settle(self._number)
         self._thread.submit(self._client.close)
         self._thread.shutdown()
@@ -114,6 +121,7 @@ class Publisher:
         if time.monotonic() < self._silent_until:
             self._ticket = 0
             return
+        self._came = None
         entries = [NewEntry(key, self._length(save), save.tail, save.tenant) for key, save in saves.items()]
         self._ticket = self._client.submit(Reserve(self._holder.id, self._layout, entries))
 
@@ -159,14 +167,31 @@ class Publisher:
     def _await_slots(self) -> list[Slot]:
         deadline = time.monotonic() + RESERVE_WAIT_MS_MAX / 1000
         while (left := deadline - time.monotonic()) > 0:
-            for ticket, reply in self._client.poll(left * 1000):
-                if not isinstance(reply, Reserved):
-                    continue
-                if ticket == self._ticket:
-                    self.writing = [slot.slot for slot in reply.slots]
-                    return reply.slots
+            self._read_replies(left * 1000)
+            if self._came is not None:
+                slots, self._came = self._came, None
+                self.writing = [slot.slot for slot in slots]
+                return slots
+        self._silent_until = time.monotonic() + SILENT_SECONDS
+        self._owed.add(self._ticket)
+        self._ticket = 0
+        self._thread.submit(self._chase)
+        return []
+
+    def _read_replies(self, wait_ms: float) -> None:
+        for ticket, reply in self._client.poll(wait_ms):
+            self._owed.discard(ticket)
+            if not isinstance(reply, Reserved):
+                continue
+            if ticket == self._ticket:
+                self._came = reply.slots
+            else:
                 # An answer to a step that did not wait for it any longer.
                 self._client.submit(Abandon(self._holder.id, [(slot.slot, slot.generation) for slot in reply.slots]))
-        self._silent_until = time.monotonic() + SILENT_SECONDS
-        self._ticket = 0
-        return []
+
+    def _chase(self) -> None:
+        """Gives back what a late answer reserved, though no step may come that saves anything: nobody could write it meanwhile."""
+        if self._owed:
+            self._read_replies(CHASE_MS)
+            if self._owed and not self._closing:
+                self._thread.submit(self._chase)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -78,3 +79,14 @@ def test_the_engine_waits_only_for_copies_of_what_it_writes(bus: Bus, gated: tup
     assert waits(publisher, blocks, plan) is waited
     blocks.gate.set()
     wait_for(lambda: publisher.counts["published_chunks"] == 2, seconds=3)
+
+
+def test_what_a_late_answer_reserved_is_given_back(bus: Bus, gated: tuple[Gated, Publisher], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, publisher = gated
+    monkeypatch.setattr("cachebus.engine.publisher.RESERVE_WAIT_MS_MAX", 0)
+    publisher.begin(StepPlan([], [TAIL], number=1))
+    publisher.finish()
+    publisher.begin(StepPlan(fence=1))
+    assert publisher.counts["published_chunks"] == 0
+    time.sleep(0.3)
+    assert bus.daemon.statistics()["writing"] == 0
