@@ -35,7 +35,9 @@ class OfflineNode:
         return OfflineEngine(*self._start(name, connected, verify, {}))
 
     def streaming(self, name: str, *, connected: bool = True, verify: bool = True, **options: Any) -> StreamingEngine:
-        return StreamingEngine(*self._start(name, connected, verify, options))
+        engine = StreamingEngine(*self._start(name, connected, verify, options))
+        engine.await_ready()
+        return engine
 
     def _start(self, name: str, connected: bool, verify: bool, more: Mapping[str, Any]) -> tuple[dict[str, Any], Path, dict[str, str]]:
         security = SecuritySettings(verify_digests=verify)

@@ -22,20 +22,17 @@ from cachebus.client import BusClient
 from cachebus.engine.command import WorkerSpec, served_name, transfer_config
 from cachebus.errors import HeadstartError, SettingsError
 from cachebus.messages import Stat, StatReply
-from deploy.bench import goals, report, systems
+from deploy.bench import benchmark, engines, goals, report, systems
+from deploy.bench.benchmark import LEFT_TOKENS_MAX, say
 from deploy.bench.offline import OfflineEngine
 from deploy.launcher import Cluster, private_run_dir
 from deploy.settings import Settings
 
-OFFLOADING = "vllm-offloading"
-LEFT_TOKENS_MAX = 256
-"""How many tokens of a prompt a hit may leave to be computed: a chunk of the systems that store whole chunks only."""
 _WARM_UP_TOKENS, _WARM_UP_SEED = 4096, 1 << 20
 _SETTLE_SECONDS = 3.0
 _PUBLISHED_SECONDS = 0.5
 """Until a hit in the engine's own cache is asked for: it is a measure of the engine, not of what a system still does for the prompt before."""
 _STAT_MS = 5000
-_ENVIRONMENT = {"PYTHONHASHSEED": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
 
 
 @dataclass
@@ -65,7 +62,7 @@ class Plan:
 
 def run(settings: Settings, options: argparse.Namespace) -> int:
     """Measures. Raises HeadstartError where a system does not work or a hit is none."""
-    known = {goals.PLAIN: _plain, goals.OURS: _headstart, OFFLOADING: _offloading, goals.LMCACHE: _lmcache}
+    known = {goals.PLAIN: _plain, goals.OURS: _headstart, goals.OFFLOADING: _offloading, goals.LMCACHE: _lmcache}
     wanted = options.systems.split(",")
     if unknown := [name for name in wanted if name not in known]:
         raise SettingsError(f"--systems: {unknown[0]!r} is unknown; there are: {', '.join(known)}")
@@ -75,48 +72,25 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
     failures = 0
     with tempfile.TemporaryDirectory(prefix="headstart-bench-") as folder:
         for name in wanted:
-            _say(f"{name}: starting")
+            say(f"{name}: starting")
             try:
                 known[name](settings, plan, Path(options.logs or folder), gathered)
             except HeadstartError as error:
                 # The other systems' figures are worth having all the same.
                 failures += 1
-                _say(f"FAILED: {name}: {error}")
+                say(f"FAILED: {name}: {error}")
     rows = _rows(gathered, settings)
-    result = report.document(rows, ["headstart", "bench", "hits", *sys.argv[sys.argv.index("hits") + 1 :]], _gpu())
+    result = report.document(rows, ["headstart", "bench", "hits", *sys.argv[sys.argv.index("hits") + 1 :]], benchmark.gpus())
     if options.output:
         report.write(options.output, result)
     print(json.dumps(result) if options.json else report.table(rows, "TTFT, s"))
     return 1 if failures else 0
 
 
-def _engine_options(settings: Settings, plan: Plan, transfer: dict[str, Any] | None) -> dict[str, Any]:
-    model, pool = settings.model, settings.prefill
-    given = {
-        "dtype": model.dtype,
-        "kv_cache_dtype": model.kv_cache_dtype,
-        "max_model_len": model.max_model_len,
-        "block_size": model.block_size,
-        "max_num_batched_tokens": pool.max_num_batched_tokens,
-        "kv_transfer_config": transfer,
-    }
-    return {
-        "model": model.name,
-        "load_format": plan.load_format,
-        "skip_tokenizer_init": True,
-        "enforce_eager": model.enforce_eager,
-        "enable_prefix_caching": True,
-        "disable_hybrid_kv_cache_manager": True,
-        "gpu_memory_utilization": pool.gpu_memory_utilization,
-        **{name: value for name, value in given.items() if value},
-    }
-
-
 @contextmanager
 def _engine(settings: Settings, plan: Plan, log: Path, transfer: dict[str, Any] | None = None) -> Iterator[OfflineEngine]:
-    engine = OfflineEngine(
-        _engine_options(settings, plan, transfer), log, {**_ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": str(settings.prefill.kv_cache_gb)}
-    )
+    place = engines.Place(settings, log.parent, plan.load_format)
+    engine = OfflineEngine(engines.engine_options(place, transfer), log, engines.environment(place))
     try:
         for _ in range(2):
             engine.ask(_WARM_UP_SEED, _WARM_UP_TOKENS)
@@ -172,7 +146,7 @@ def _offloading(settings: Settings, plan: Plan, logs: Path, gathered: Gathered) 
         "kv_connector_extra_config": {"cpu_bytes_to_use": plan.dram_gigabytes * 10**9, "block_size": 16},
     }
     with _engine(settings, plan, logs / "offloading.log", transfer) as engine:
-        _cold(engine, plan, OFFLOADING, gathered, _after_emptying(engine, plan, OFFLOADING, gathered))
+        _cold(engine, plan, goals.OFFLOADING, gathered, _after_emptying(engine, plan, goals.OFFLOADING, gathered))
 
 
 def _lmcache(settings: Settings, plan: Plan, logs: Path, gathered: Gathered) -> None:
@@ -186,7 +160,7 @@ def _lmcache(settings: Settings, plan: Plan, logs: Path, gathered: Gathered) -> 
 def _headstart(settings: Settings, plan: Plan, logs: Path, gathered: Gathered) -> None:
     with private_run_dir(settings) as private:
         cluster = Cluster(private, logs)
-        cluster.start_bus(_say)
+        cluster.start_bus(say)
         try:
             with _engine(private, plan, logs / "headstart-1.log", _ours(private, cluster.run_dir, "one")) as engine:
                 _cold(engine, plan, goals.OURS, gathered, lambda length, seed: None)
@@ -198,6 +172,7 @@ def _headstart(settings: Settings, plan: Plan, logs: Path, gathered: Gathered) -
                         engine.empty_hbm()
                     _told(gathered, goals.OURS, length, goals.HIT)
             _check_bus(cluster.run_dir)
+            engines.await_released(cluster.run_dir)
         finally:
             cluster.stop()
 
@@ -213,7 +188,7 @@ def _check_bus(run_dir: Path) -> None:
     finally:
         client.close()
     assert isinstance(reply, StatReply)
-    _say(f"the bus: {json.dumps({name: value for name, value in reply.values.items() if value and 'messages' not in name})}")
+    say(f"the bus: {json.dumps({name: value for name, value in reply.values.items() if value and 'messages' not in name})}")
     if reply.values["integrity_failures_total"]:
         raise HeadstartError("a chunk did not match its digest where it arrived")
 
@@ -221,7 +196,7 @@ def _check_bus(run_dir: Path) -> None:
 def _told(gathered: Gathered, system: str, length: int, *cases: str) -> None:
     for case in cases:
         values = gathered.seconds[system, case, length]
-        _say(f"{system}, {length} tokens, {case}: {statistics.median(values):.4f} s {[round(value, 4) for value in values]}")
+        say(f"{system}, {length} tokens, {case}: {statistics.median(values):.4f} s {[round(value, 4) for value in values]}")
 
 
 def _rows(gathered: Gathered, settings: Settings) -> list[report.Row]:
@@ -230,13 +205,3 @@ def _rows(gathered: Gathered, settings: Settings) -> list[report.Row]:
     for (system, case, length), values in gathered.seconds.items():
         rows.append(report.Row("hits", system, model, kv_dtype, case, length, 1, "ttft_seconds", *report.figure(values), len(values)))
     return rows
-
-
-def _gpu() -> dict[str, Any]:
-    names = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    models = [line.partition(":")[2].strip() for name in names for line in name.read_text().splitlines() if line.startswith("Model")]
-    return {"gpus": models} if models else {}
-
-
-def _say(text: str) -> None:
-    print(f"bench: {text}", file=sys.stderr, flush=True)

@@ -80,7 +80,7 @@ class EngineProcess:
 class OfflineEngine(EngineProcess):
     """One ``vllm.LLM``, which answers one prompt at a time."""
 
-    def __init__(self, options: Mapping[str, Any], log: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, options: Mapping[str, Any], log: Path, environment: Mapping[str, str | None] | None = None) -> None:
         super().__init__("deploy.bench.offline_process", options, log, environment)
         self.receive()
 
