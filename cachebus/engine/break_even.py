@@ -74,6 +74,11 @@ class BreakEven:
 
     def compute_seconds(self, first: int, last: int) -> float | None:
         """What computing a prompt's tokens from ``first`` to ``last`` takes; None before a step was seen."""
+        rates = self._fitted()
+        return _step_seconds(rates, first, last) if rates else None
+
+    def _fitted(self) -> tuple[float, float] | None:
+        """Seconds a token, and a token attended to; None before a step was seen."""
         tt, ta, aa, ts, as_ = self._sums
         if not tt:
             return None
@@ -83,14 +88,14 @@ class BreakEven:
         if determinant > 1e-6 * tt * aa:
             fitted = (ts * aa - as_ * ta) / determinant, (as_ * tt - ts * ta) / determinant
             a, b = fitted if min(fitted) >= 0 else (a, 0.0) if fitted[1] < 0 else (0.0, as_ / aa)
-        return a * (last - first) + b * attended(first, last)
+        return a, b
 
     def worth(self, pieces: Sequence[Piece], first: int, last: int, now_seconds: float) -> int:
         """How many of ``pieces`` to pull so that tokens ``first`` to ``last`` of a prompt are there soonest; all where nothing is known."""
-        alone = self.compute_seconds(first, last)
-        if alone is None:
+        rates = self._fitted()
+        if rates is None:
             return len(pieces)
-        best, best_seconds = 0, alone
+        best, best_seconds = 0, _step_seconds(rates, first, last)
         lengths: dict[Tier, int] = {}
         copied = 0
         for number, piece in enumerate(pieces, 1):
@@ -98,7 +103,7 @@ class BreakEven:
             lengths[piece.tier] = lengths.get(piece.tier, 0) + piece.length
             # Tiers bring their bytes side by side, and what has come is copied meanwhile.
             pull = max(self._seconds("dram", copied, now_seconds), *(self._seconds(tier, length, now_seconds) for tier, length in lengths.items()))
-            seconds = pull + (self.compute_seconds(piece.tokens, last) or 0.0)
+            seconds = pull + _step_seconds(rates, piece.tokens, last)
             if seconds <= best_seconds:
                 best, best_seconds = number, seconds
         return best
@@ -108,3 +113,7 @@ class BreakEven:
         if not pulled or now_seconds - at >= FORGOTTEN_AFTER_SECONDS:
             return 0.0
         return length * seconds / pulled
+
+
+def _step_seconds(rates: tuple[float, float], first: int, last: int) -> float:
+    return rates[0] * (last - first) + rates[1] * attended(first, last)

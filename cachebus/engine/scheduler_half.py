@@ -184,7 +184,7 @@ class SchedulerHalf:
             self._let_go(tracked)
             return
         first = tracked.local_tokens // self._policy.block_size
-        last = -(-(tracked.local_tokens + external_tokens) // self._policy.block_size)
+        last = -(-pulled_to // self._policy.block_size)
         for rank, lease in tracked.leases.items():
             self._loads.append(Load(request_id, lease, self._pieces(tracked, rank, blocks, first, last), rank))
         tracked.pulled_to = pulled_to

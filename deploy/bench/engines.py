@@ -63,10 +63,8 @@ def control(place: Place) -> Iterator[list[StreamingEngine]]:
 @contextmanager
 def offloading(place: Place) -> Iterator[list[StreamingEngine]]:
     """vLLM's OffloadingConnector, which keeps KV in the engine's own DRAM; on a GPU only."""
-    extra = {"cpu_bytes_to_use": int(place.dram_gigabytes * 1e9), "block_size": _OFFLOADING_BLOCK_TOKENS}
-    transfer = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": extra}
     with ExitStack() as stack:
-        yield [_engine(stack, place, goals.OFFLOADING, transfer)]
+        yield [_engine(stack, place, goals.OFFLOADING, offloading_transfer(place.dram_gigabytes))]
 
 
 @contextmanager
@@ -93,7 +91,7 @@ def headstart(place: Place) -> Iterator[list[StreamingEngine]]:
         for engine in engines if place.kv_cache_bytes else []:
             engine.await_ready()
         yield engines
-        if failures := _statistics(cluster.run_dir)["integrity_failures_total"]:
+        if failures := statistics(cluster.run_dir)["integrity_failures_total"]:
             raise HeadstartError(f"{failures:g} chunks did not match their digest where they arrived")
 
 
@@ -104,6 +102,12 @@ KNOWN: dict[str, System] = {
     goals.OFFLOADING: offloading,
     goals.LMCACHE: lmcache,
 }
+
+
+def offloading_transfer(gigabytes: float) -> dict[str, Any]:
+    """What switches vLLM's OffloadingConnector on, with so much DRAM."""
+    extra = {"cpu_bytes_to_use": int(gigabytes * 1e9), "block_size": _OFFLOADING_BLOCK_TOKENS}
+    return {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": extra}
 
 
 def await_released(run_dir: Path) -> None:
@@ -166,7 +170,8 @@ def _engine(stack: ExitStack, place: Place, name: str, transfer: dict[str, Any] 
     return engine
 
 
-def _statistics(run_dir: Path) -> dict[str, float]:
+def statistics(run_dir: Path) -> dict[str, float]:
+    """The bus's own counts."""
     client = BusClient(run_dir, "bench")
     try:
         reply = client.call(Stat(), _STAT_MS)

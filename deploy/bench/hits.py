@@ -18,10 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cachebus.client import BusClient
 from cachebus.engine.command import WorkerSpec, served_name, transfer_config
 from cachebus.errors import HeadstartError, SettingsError
-from cachebus.messages import Stat, StatReply
 from deploy.bench import benchmark, engines, goals, report, systems
 from deploy.bench.benchmark import LEFT_TOKENS_MAX, say
 from deploy.bench.offline import OfflineEngine
@@ -32,7 +30,6 @@ _WARM_UP_TOKENS, _WARM_UP_SEED = 4096, 1 << 20
 _SETTLE_SECONDS = 3.0
 _PUBLISHED_SECONDS = 0.5
 """Until a hit in the engine's own cache is asked for: it is a measure of the engine, not of what a system still does for the prompt before."""
-_STAT_MS = 5000
 
 
 @dataclass
@@ -140,12 +137,7 @@ def _after_emptying(engine: OfflineEngine, plan: Plan, system: str, gathered: Ga
 
 
 def _offloading(settings: Settings, plan: Plan, logs: Path, gathered: Gathered) -> None:
-    transfer = {
-        "kv_connector": "OffloadingConnector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {"cpu_bytes_to_use": plan.dram_gigabytes * 10**9, "block_size": 16},
-    }
-    with _engine(settings, plan, logs / "offloading.log", transfer) as engine:
+    with _engine(settings, plan, logs / "offloading.log", engines.offloading_transfer(plan.dram_gigabytes)) as engine:
         _cold(engine, plan, goals.OFFLOADING, gathered, _after_emptying(engine, plan, goals.OFFLOADING, gathered))
 
 
@@ -182,14 +174,9 @@ def _ours(settings: Settings, run_dir: Path, name: str) -> dict[str, Any]:
 
 
 def _check_bus(run_dir: Path) -> None:
-    client = BusClient(run_dir, "bench")
-    try:
-        reply = client.call(Stat(), _STAT_MS)
-    finally:
-        client.close()
-    assert isinstance(reply, StatReply)
-    say(f"the bus: {json.dumps({name: value for name, value in reply.values.items() if value and 'messages' not in name})}")
-    if reply.values["integrity_failures_total"]:
+    values = engines.statistics(run_dir)
+    say(f"the bus: {json.dumps({name: value for name, value in values.items() if value and 'messages' not in name})}")
+    if values["integrity_failures_total"]:
         raise HeadstartError("a chunk did not match its digest where it arrived")
 
 
