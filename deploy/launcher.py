@@ -23,7 +23,7 @@ import msgspec
 from cachebus.client import BusClient
 from cachebus.engine import process_tree
 from cachebus.errors import BusUnavailable, HeadstartError
-from cachebus.messages import Snapshot, SnapshotReply
+from cachebus.messages import Snapshot, SnapshotReply, Worker
 from cachebus.ports import check_free, free_port
 from cachebus.settings import ENVIRONMENT_PREFIX
 from deploy.settings import Settings, as_yaml
@@ -74,7 +74,7 @@ class Cluster:
         self._file = self.run_dir / "cluster.yaml"
         self._file.write_text(as_yaml(self.settings))
         self.launch(BUS)
-        self._await(BUS, progress, lambda: _registered(self.run_dir) is not None, BUS_START_SECONDS_MAX)
+        self._await(BUS, progress, lambda: registered(self.run_dir) is not None, BUS_START_SECONDS_MAX)
 
     def launch(self, name: str, *arguments: str) -> None:
         """Starts one role (again), with more ``arguments``."""
@@ -131,12 +131,12 @@ class Cluster:
                 raise HeadstartError(f"{what} did not get ready within {seconds_max:g} s")
             if now - told > 1:
                 told = now
-                ready = _registered(self.run_dir) or []
+                ready = registered(self.run_dir) or []
                 progress(f"starting: {len(ready)} of {len(self.workers)} workers ready, {now - started:.0f} s")
             time.sleep(_POLL_SECONDS)
 
     def _all_serve(self) -> bool:
-        return set(self.workers) <= set(_registered(self.run_dir) or []) and answers(f"{self.url}/ready")
+        return set(self.workers) <= {worker.worker for worker in registered(self.run_dir) or []} and answers(f"{self.url}/ready")
 
     def _log_of(self, name: str) -> Path:
         assert self._logs is not None
@@ -201,8 +201,8 @@ def _welcome(cluster: Cluster) -> str:
     )
 
 
-def _registered(run_dir: Path) -> list[str] | None:
-    """The names of the registered workers; None where no bus answers."""
+def registered(run_dir: Path) -> list[Worker] | None:
+    """The registered workers; None where no bus answers."""
     if not (run_dir / "daemon.lock").exists():
         return None
     client = BusClient(run_dir, "launcher")
@@ -212,7 +212,7 @@ def _registered(run_dir: Path) -> list[str] | None:
         return None
     finally:
         client.close()
-    return [worker.worker for worker in reply.workers] if isinstance(reply, SnapshotReply) else None
+    return reply.workers if isinstance(reply, SnapshotReply) else None
 
 
 def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from cachebus.client import BusClient
 from cachebus.engine import process_tree
-from cachebus.errors import BusUnavailable, HeadstartError
-from cachebus.messages import Snapshot, SnapshotReply, Worker
+from cachebus.errors import HeadstartError
+from cachebus.messages import Worker
+from deploy.launcher import registered
 
 _START_SECONDS_MAX = 120.0
 _END_SECONDS_MAX = 15.0
@@ -59,13 +59,13 @@ def sim_cluster(plan: SimPlan, logs: Path | None) -> Iterator[SimCluster]:
         run_dir = Path(folder)
         place = ["--set", f"cache.run_dir={run_dir}", "--log-level", "warning"]
         stack.enter_context(process([*headstart("cachebus"), *place, "--set", f"cache.max_local_cpu_size={plan.region_gb}"], logs, "cachebus"))
-        await_true("the cachebus", lambda: (run_dir / "daemon.lock").exists() and _workers(run_dir) is not None)
+        await_true("the cachebus", lambda: registered(run_dir) is not None)
         for role, count in (("prefill", plan.prefill), ("decode", plan.decode)):
             command = [*headstart("sim"), *place, "--role", role, "--workers", str(count), "--name", role, "--speed", str(plan.speed)]
             command += ["--profile", str(plan.profile)] if plan.profile else []
             stack.enter_context(process(command, logs, role))
-        await_true("the simulated workers", lambda: len(_workers(run_dir) or ()) == plan.prefill + plan.decode)
-        yield SimCluster(run_dir, _workers(run_dir) or ())
+        await_true("the simulated workers", lambda: len(registered(run_dir) or ()) == plan.prefill + plan.decode)
+        yield SimCluster(run_dir, registered(run_dir) or ())
 
 
 def headstart(role: str) -> list[str]:
@@ -98,17 +98,6 @@ def await_true(what: str, ready: Callable[[], bool], seconds_max: float = _START
         if time.monotonic() > deadline:
             raise HeadstartError(f"{what} did not get ready within {seconds_max:g} s; --logs keeps what it said")
         time.sleep(_POLL_SECONDS)
-
-
-def _workers(run_dir: Path) -> Sequence[Worker] | None:
-    client = BusClient(run_dir, "bench")
-    try:
-        reply = client.call(Snapshot(), 500)
-    except BusUnavailable:
-        return None
-    finally:
-        client.close()
-    return reply.workers if isinstance(reply, SnapshotReply) else None
 
 
 def _counter(url: str, name: str) -> float:
