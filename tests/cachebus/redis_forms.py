@@ -198,6 +198,12 @@ class Watched:
         self._stack.callback(client.close)
         return client
 
+    def replicated(self) -> bool:
+        """Whether the replica has all that the master was told. Counts of keys don't tell: a replica that lags passes through every count."""
+        theirs = self.replica.client.info("replication")
+        told = self.master.client.info("replication")["master_repl_offset"]
+        return theirs.get("master_link_status") == "up" and theirs["slave_repl_offset"] >= told
+
     def master_port(self) -> int:
         """Where the sentinel says that the master is."""
         return int(self.client.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", "main")[1])
