@@ -9,9 +9,10 @@ from pathlib import Path
 from cachebus.chunk import key_id
 from cachebus.disk import DiskTier
 from cachebus.effects import Effect, Job, Outcome
-from cachebus.lanes import DiskLane, Lane, Memory, RemoteLane
+from cachebus.lanes import DiskLane, Lane, Memory
 from cachebus.peers import PeerLane, peer_addresses
 from cachebus.redis import Remote, RemoteSettings
+from cachebus.remote_lane import RemoteLane
 from cachebus.settings import CacheSettings, SecuritySettings
 from cachebus.shelf import Shelf
 from cachebus.tiers import Tiers

@@ -18,21 +18,17 @@ from typing import Protocol, TypeVar
 
 from blake3 import blake3
 
-from cachebus.chunk import ChunkHeader, Taken
+from cachebus.chunk import ChunkHeader
 from cachebus.effects import Held, Job, Outcome, Probe, Read, Wipe, Write
 from cachebus.errors import TierError
 from cachebus.extents import aligned
 from cachebus.sealing import Sealer
 from cachebus.table import Record
-from cachebus.turns import Turns
 from cachebus.wire import Tier
 
 log = logging.getLogger("headstart.cachebus")
 
-UPKEEP_SECONDS = 0.25
 SYNC_SECONDS = 5.0
-SCAN_SECONDS = 30.0
-"""How old the index of the shared tier may get."""
 _PRIORITY = {Read: 0, Probe: 0, Wipe: 1, Write: 2}
 _URGENT = (Read, Probe)
 _LAST = 9
@@ -58,37 +54,6 @@ class DiskStore(Protocol):
 
     def close(self) -> None:
         """Closes the files."""
-
-
-class RemoteStore(Protocol):
-    """The shared tier (``cachebus.redis``). ``available``: whether it answers."""
-
-    @property
-    def available(self) -> bool: ...
-
-    def probe(self, keys: Sequence[bytes]) -> list[ChunkHeader | None]:
-        """The headers under these keys."""
-
-    def get(self, header: ChunkHeader, into: memoryview, taken: Taken = ...) -> ChunkHeader | None:
-        """Reads a chunk's payload and returns the header before it; None where it is not there as the header says. ``taken``: see ``Taken``."""
-
-    def put(self, header: ChunkHeader, payload: memoryview) -> bool:
-        """Stores a chunk; False where the tier refuses it."""
-
-    def delete(self, keys: Sequence[bytes]) -> int:
-        """Forgets chunks."""
-
-    def clear(self) -> int:
-        """Forgets all chunks of this cluster."""
-
-    def scan(self) -> Iterator[bytes]:
-        """Every key."""
-
-    def ping(self) -> float:
-        """Seconds of a round trip."""
-
-    def tick(self) -> bool:
-        """Tries to reconnect where that is due; True when the tier has just come back."""
 
 
 class Digesting:
@@ -123,7 +88,7 @@ class Memory:
         return Digesting(self.digest_key)
 
 
-_Jobs = queue.PriorityQueue[tuple[int, int, Job | None]]
+Jobs = queue.PriorityQueue[tuple[int, int, Job | None]]
 
 
 class Lane:
@@ -136,7 +101,7 @@ class Lane:
 
     def __init__(self, memory: Memory, readers: int, writers: int, wake: Callable[[], None]) -> None:
         self._memory, self._wake = memory, wake
-        self._urgent, self._later = _Jobs(), _Jobs()
+        self._urgent, self._later = Jobs(), Jobs()
         self._order = itertools.count()
         self._outcomes: queue.SimpleQueue[tuple[int, Outcome]] = queue.SimpleQueue()
         self._held: queue.SimpleQueue[Held] = queue.SimpleQueue()
@@ -184,18 +149,28 @@ class Lane:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _work(self, jobs: _Jobs) -> None:
+    def _work(self, jobs: Jobs) -> None:
         while (job := jobs.get()[2]) is not None:
+            together = [job, *self._along_with(job, jobs)]
             try:
-                outcome = self._do(job)
+                outcomes = self._do(together)
             except (OSError, TierError) as error:
                 log.debug("%s: %s failed: %s", self.tier, type(job).__name__.lower(), error)
-                outcome = Outcome(False)
-            if job.number:
-                self._outcomes.put((job.number, outcome))
-                self._wake()
+                outcomes = [Outcome(False)] * len(together)
+            for done, outcome in zip(together, outcomes, strict=True):
+                if done.number:
+                    self._outcomes.put((done.number, outcome))
+                    self._wake()
 
-    def _do(self, job: Job) -> Outcome:
+    def _along_with(self, job: Job, jobs: Jobs) -> list[Job]:
+        """Takes jobs that are done together with ``job``."""
+        return []
+
+    def _do(self, together: Sequence[Job]) -> list[Outcome]:
+        """Does jobs that were taken together, one at least."""
+        return [self._do_one(job) for job in together]
+
+    def _do_one(self, job: Job) -> Outcome:
         raise NotImplementedError
 
     def _upkeep(self) -> None:
@@ -249,7 +224,7 @@ class DiskLane(Lane):
         if not any(thread.is_alive() for thread in self._threads):
             self._disk.close()
 
-    def _do(self, job: Job) -> Outcome:
+    def _do_one(self, job: Job) -> Outcome:
         length = job.header.length if isinstance(job, Read | Write) else 0
         if isinstance(job, Read):
             into = self._memory.extent(job.into, aligned(length))
@@ -284,93 +259,6 @@ class DiskLane(Lane):
                 self._disk.sync()
             except OSError as error:
                 log.warning("nvme: the device does not keep what was written: %s", error)
-
-
-class RemoteLane(Lane):
-    """The shared tier."""
-
-    tier: Tier = "redis"
-
-    def __init__(self, remote: RemoteStore, memory: Memory, readers: int, writers: int, wake: Callable[[], None]) -> None:
-        self._remote = remote
-        self._known = False
-        self._written: set[bytes] = set()
-        self._scan_at = 0.0
-        self._round_trip = 0.0
-        self._turns = Turns()
-        super().__init__(memory, readers, writers, wake)
-
-    @property
-    def usable(self) -> bool:
-        return self._remote.available
-
-    @property
-    def writable(self) -> bool:
-        return self._remote.available
-
-    def distances(self) -> dict[str, float]:
-        return {self.tier: self._round_trip}
-
-    def start(self, job: Job) -> None:
-        if isinstance(job, Wipe | Write):
-            self._turns.asked(job)
-        super().start(job)
-
-    def _do(self, job: Job) -> Outcome:
-        sealer = self._memory.sealer
-        if isinstance(job, Read):
-            into = self._memory.extent(job.into, job.header.length)
-            digesting = self._memory.digesting()
-            if sealer is None:
-                found = self._remote.get(job.header, into, digesting.take)
-                return self._checked(job, found, digesting) if found else Outcome(False)
-            sealed = sealer.buffer(len(into))[: len(into)]
-            found = self._remote.get(job.header, sealed)
-            if found is None:
-                return Outcome(False)
-            opened = sealer.open(found, sealed, into)
-            digesting.take(into)
-            return self._checked(job, found if opened else None, digesting)
-        if isinstance(job, Write):
-            header, payload = job.header, self._memory.extent(job.source, job.header.length)
-            with self._turns.writing(job):
-                stored = self._remote.put(*sealer.seal(header, payload)) if sealer else self._remote.put(header, payload)
-            if stored:
-                self._written.add(job.header.key)
-            return Outcome(stored)
-        if isinstance(job, Probe):
-            return Outcome(True, headers=self._remote.probe(job.keys))
-        if isinstance(job, Wipe):
-            with self._turns.wiping(job):
-                if job.keys:
-                    self._remote.delete(job.keys)
-                else:
-                    self._remote.clear()
-        return Outcome(True)
-
-    def _upkeep(self) -> None:
-        while not self._ending.wait(UPKEEP_SECONDS if self._known else 0.01):
-            try:
-                came_back = self._remote.tick()
-                if not self._remote.available:
-                    continue
-                self._round_trip = self._remote.ping()
-                if came_back or not self._known or time.monotonic() >= self._scan_at:
-                    self._scan()
-            except (OSError, TierError) as error:
-                self._known = False
-                log.debug("redis: %s", error)
-
-    def _scan(self) -> None:
-        started = time.monotonic()
-        # What is written while the scan goes on may have been passed over by it.
-        self._written = set()
-        found = set(self._remote.scan())
-        self._held.put(Held("redis", found | self._written, whole=True))
-        self._known = True
-        # Other nodes write there, too. A long scan is not repeated as soon as a short one.
-        self._scan_at = time.monotonic() + max(SCAN_SECONDS, 20 * (time.monotonic() - started))
-        self._wake()
 
 
 _T = TypeVar("_T")

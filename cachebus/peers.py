@@ -188,7 +188,7 @@ class PeerLane(Lane):
         self._held.put(held)
         self._wake()
 
-    def _do(self, job: Job) -> Outcome:
+    def _do_one(self, job: Job) -> Outcome:
         try:
             if isinstance(job, Probe):
                 return self._borrow(job)

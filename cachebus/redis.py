@@ -136,25 +136,49 @@ class Remote:
         return found if same else None
 
     def put(self, header: ChunkHeader, payload: memoryview) -> bool:
-        """Stores a chunk; False where the server refuses it, as it does when it is full: then nothing is written for a while."""
-        name = self._name(header.key)
-        where = self._server.where(name)
-        if time.monotonic() < self._refused_until.get(where, 0.0):
-            return False
-        parts = _parts(payload)
+        """Stores a chunk; see ``put_all``."""
+        return self.put_all([(header, payload)])[0]
+
+    def put_all(self, chunks: Sequence[tuple[ChunkHeader, memoryview]]) -> list[bool]:
+        """Stores chunks, headers with payloads, each while the server still works on the one before; whether it took them.
+
+        A server refuses when it is full: then nothing is written there for a while.
+        """
+        stored = [False] * len(chunks)
+        by_place: dict[str, list[int]] = {}
+        for number, (header, _) in enumerate(chunks):
+            by_place.setdefault(self._server.where(self._name(header.key)), []).append(number)
+        for where, numbers in by_place.items():
+            if time.monotonic() >= self._refused_until.get(where, 0.0):
+                for number, taken in zip(numbers, self._put(where, [chunks[number] for number in numbers]), strict=True):
+                    stored[number] = taken
+        return stored
+
+    def _put(self, where: str, chunks: Sequence[tuple[ChunkHeader, memoryview]]) -> list[bool]:
+        values = [self._values_of(header, payload) for header, payload in chunks]
         expiry = [b"EX", str(self._settings.ttl_seconds).encode()] if self._settings.ttl_seconds else []
-        values = [*zip(_part_names(name, len(parts)), parts, strict=True), (name, memoryview(pack_header(header)))]
+        stored = []
         with self._connection(where, patience=WRITE_PATIENCE) as line:
-            answers = _sent(line, [command_parts([b"SET", at.encode(), value, *expiry]) for at, value in values])
-            if error := next(filter(None, answers), ""):
-                if len(answers) == len(values) and not answers[-1]:
+            answers = _sent(line, [command_parts([b"SET", at.encode(), value, *expiry]) for own in values for at, value in own])
+            start = 0
+            for (header, payload), own in zip(chunks, values, strict=True):
+                said = answers[start : start + len(own)]
+                start += len(own)
+                stored.append(len(said) == len(own) and not any(said))
+                if stored[-1]:
+                    self.counts["written_bytes"] += len(payload)
+                elif len(said) == len(own) and not said[-1]:
                     # The header went out before the last part's refusal came; without that part it promises what is not there.
-                    line.send([command(b"DEL", name.encode())])
+                    line.send([command(b"DEL", self._name(header.key).encode())])
                     line.receive_status()
+            if error := next(filter(None, answers), ""):
                 self._not_written(where, error)
-                return False
-        self.counts["written_bytes"] += len(payload)
-        return True
+        return stored
+
+    def _values_of(self, header: ChunkHeader, payload: memoryview) -> list[tuple[str, memoryview]]:
+        """What a chunk is stored as, by name, the header last."""
+        name, parts = self._name(header.key), _parts(payload)
+        return [*zip(_part_names(name, len(parts)), parts, strict=True), (name, memoryview(pack_header(header)))]
 
     def delete(self, keys: Sequence[bytes]) -> int:
         """Forgets chunks; how many of them were there."""

@@ -36,6 +36,11 @@ class Turns:
             else:
                 self._before[job.number] = [order for order, wipe in self._wipes.items() if _covers(wipe, job.header.key)]
 
+    def is_next(self, job: Write) -> bool:
+        """Whether nothing that was asked for before the write is left for it to wait for."""
+        with self._changed:
+            return not any(order in self._wipes for order in self._before.get(job.number, []))
+
     @contextlib.contextmanager
     def writing(self, job: Write) -> Iterator[None]:
         """For as long as a write takes, once it is its turn."""

@@ -75,6 +75,35 @@ def test_a_full_server_gets_no_header_without_its_parts(server: RedisServer) -> 
     assert tier.probe([header.key]) == [None]
 
 
+@pytest.mark.parametrize("refused", range(1, 15))
+def test_of_chunks_that_go_together_those_before_a_refusal_are_there(server: RedisServer, monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
+    """Two parts and a header each; whichever is refused, nothing is said to be there that is not, and nothing is there without its parts."""
+    tier = remote(server)
+    payloads = [random.Random(number).randbytes(PART_BYTES + 1) for number in range(4)]
+    headers = [ChunkHeader(bytes([n]) * 32, b"l" * 16, blake3(p, key=DIGEST_KEY).digest(), len(p), KEY_ID) for n, p in enumerate(payloads, 1)]
+    answered = Line.receive_status
+    statuses: list[str] = []
+
+    def refusing(line: Line) -> str:
+        status = answered(line)
+        statuses.append(status)
+        return "OOM full" if len(statuses) == refused else status
+
+    monkeypatch.setattr(Line, "receive_status", refusing)
+    stored = tier.put_all([(header, memoryview(payload)) for header, payload in zip(headers, payloads, strict=True)])
+    monkeypatch.undo()
+    whole = (refused - 1) // 3
+    assert stored == [number < whole for number in range(4)]
+    found = tier.probe([header.key for header in headers])
+    assert found[:whole] == headers[:whole]
+    assert not any(found[whole + 1 :])
+    # A header whose own answer was taken for a refusal may be there, with all of its parts.
+    for header, payload, there in zip(headers, payloads, found, strict=True):
+        into = bytearray(len(payload))
+        assert (tier.get(header, memoryview(into)) == header and into == payload) if there else True
+    assert tier.counts["refused"] == (refused <= 12)
+
+
 @pytest.fixture
 def line_and_server() -> Iterator[tuple[Line, socket.socket]]:
     ours, theirs = socket.socketpair()

@@ -14,8 +14,9 @@ from tests_shared import DIGEST_KEY, wait_for
 
 from cachebus.chunk import ChunkHeader, key_id
 from cachebus.effects import Outcome, Wipe, Write
-from cachebus.lanes import Memory, RemoteLane
+from cachebus.lanes import Memory
 from cachebus.redis import PART_BYTES, Remote, RemoteSettings
+from cachebus.remote_lane import RemoteLane
 from cachebus.turns import Turns
 
 LENGTH = 2 * PART_BYTES
@@ -96,6 +97,41 @@ def test_a_wipe_waits_for_a_write_that_is_under_way_and_holds_up_the_next(keys: 
     for thread in threads:
         thread.join(10)
     assert order == [*(["foreign"] if keys else []), "first", "wipe", "second"]
+
+
+class Counting(Remote):
+    """The real tier, which waits before its first write and notes how many chunks it is given at once."""
+
+    def __init__(self, settings: RemoteSettings) -> None:
+        super().__init__(settings)
+        self.may_write = threading.Event()
+        self.together: list[int] = []
+
+    def put_all(self, chunks: Sequence[tuple[ChunkHeader, memoryview]]) -> list[bool]:
+        self.together.append(len(chunks))
+        assert self.may_write.wait(10)
+        return super().put_all(chunks)
+
+
+def test_writes_that_wait_go_together_up_to_a_limit_and_up_to_a_wipe(server: RedisServer) -> None:
+    tier = Counting(RemoteSettings(server.url, key_id(DIGEST_KEY), 60, 2000))
+    payload = chunk(1, LENGTH)[1]
+    lane = RemoteLane(tier, Memory(memoryview(bytearray(payload)), DIGEST_KEY), readers=1, writers=1, wake=lambda: None)
+    headers = [ChunkHeader(bytes([n]) * 32, b"l" * 16, chunk(1, LENGTH)[0].digest, LENGTH, key_id(DIGEST_KEY)) for n in range(1, 10)]
+    wait_for(lambda: lane.usable)
+    for number, header in enumerate(headers[:2], 1):
+        lane.start(Write(number, "redis", header, 0, 0, None))
+        wait_for(lambda: tier.together)
+    lane.start(Wipe("redis", keys=[headers[0].key]))
+    for number, header in enumerate(headers[2:], 3):
+        lane.start(Write(number, "redis", header, 0, 0, None))
+    tier.may_write.set()
+    done: dict[int, Outcome] = {}
+    wait_for(lambda: done.update(lane.outcomes()) or len(done) == len(headers))
+    lane.close(5)
+    assert all(outcome.good for outcome in done.values())
+    assert tier.together == [1, 4, 4], "the first was alone in the queue; four times 8 MiB are the limit"
+    assert tier.probe([header.key for header in headers]) == [None, *headers[1:]]
 
 
 def test_any_mixture_ends(server: RedisServer) -> None:
