@@ -259,7 +259,7 @@ def test_a_node_with_another_digest_key_is_no_peer(tmp_path: Path, caplog: pytes
     nodes.buses[0].stop()
     nodes.buses[0].digest_key = b"x" * 32
     nodes.buses[0].start()
-    wait_for(lambda: "another digest key" in caplog.text, 10)
+    wait_for(lambda: "another digest key" in caplog.text, 30)
     assert nodes.buses[1].daemon.statistics()["peers"] == 0
     nodes.stop()
 
