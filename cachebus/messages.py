@@ -148,7 +148,9 @@ class Reattach(Message, frozen=True):
 class Report(Message, frozen=True):
     """Where a request's prompt tokens came from, sent when its first own token is computed.
 
-    ``hbm_tokens`` lay in the engine's prefix cache, ``pulled`` says how many came from which tier; the rest was computed.
+    ``hbm_tokens`` lay in the engine's prefix cache, ``pulled`` says how many came from which tier; the rest was computed. ``token_seconds``,
+    ``attended_seconds`` and ``byte_seconds`` are what the engine has learnt by then (``cachebus.engine.break_even``): seconds a token computed, a
+    token attended to, and a byte pulled from a tier; 0 or absent where it does not know.
     """
 
     transfer_id: str
@@ -157,6 +159,9 @@ class Report(Message, frozen=True):
     prompt_tokens: int
     hbm_tokens: int
     pulled: dict[Tier, int]
+    token_seconds: float = 0.0
+    attended_seconds: float = 0.0
+    byte_seconds: dict[Tier, float] = {}  # noqa: RUF012 - msgspec gives each message its own
 
     @property
     def pulled_tokens(self) -> int:

@@ -32,6 +32,16 @@ class Replica:
                 return count
         return len(keys)
 
+    def nearest_tiers(self, keys: Sequence[bytes], nearest_first: Sequence[Tier]) -> list[Tier]:
+        """The nearest tier of each of ``keys``, from the first on, up to one that can't be pulled."""
+        found: list[Tier] = []
+        for key in keys:
+            held = self._keys.get(key)
+            if held is None:
+                break
+            found.append(next(tier for tier in nearest_first if tier in held))
+        return found
+
     def hbm_prefix(self, worker: str, keys: Sequence[bytes]) -> int:
         """How many of ``keys``, from the first on, lie in that worker's HBM."""
         held = self._hbm.get(worker) or set()

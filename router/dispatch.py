@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from cachebus.keys import chunk_keys, root_key
 from cachebus.messages import Report, Worker
 from cachebus.watch import Watch
-from router.fleet import Fleet, candidates, warmest
+from router.costs import Learnt, Way
+from router.fleet import Fleet
 from router.flights import Flight, Flights
 from router.legs import LegBroken, LegFailed, Legs
 from router.metrics import RouterMetrics
+from router.policies import Ask, make_policy
 from router.reports import Reports, arrived
 from router.settings import RouterSettings
 
@@ -28,15 +30,16 @@ _SETTLE_SECONDS_MAX = 1.0
 
 @dataclass(frozen=True)
 class Route:
-    """How a request's prompt was prepared. ``keys`` are its chunks, ``prefill`` is the prefill leg's report.
+    """How a request's prompt was prepared. ``ask`` is what it wants, ``prefill`` is the prefill leg's report, ``ways`` are those it had.
 
     ``flight`` is the request's own decode leg where others may be waiting for it; it ends with the first token.
     """
 
     through_prefill: bool
-    keys: Sequence[bytes] = ()
+    ask: Ask
     prefill: Report | None = None
     flight: Flight | None = None
+    ways: Sequence[Way] = ()
 
     @property
     def name(self) -> str:
@@ -49,34 +52,35 @@ class Dispatcher:
 
     def __init__(self, settings: RouterSettings, watch: Watch, fleet: Fleet, legs: Legs, metrics: RouterMetrics) -> None:
         self._settings, self._watch, self._fleet, self._legs, self._metrics = settings, watch, fleet, legs, metrics
+        self.learnt = Learnt()
+        self.policy = make_policy(settings, watch.replica, fleet, self.learnt)
         self.flights = Flights(watch.replica)
         self.reports = Reports()
 
     async def prepare(self, worker: Worker, token_ids: Sequence[int], request_id: str) -> Route:
         """Returns when the decode leg may start. ``worker`` is any that serves the model: all share its namespace.
 
-        A prompt of which little is missing, in the store or in the HBM of the decode worker that would take it now, goes straight to
-        decode. One that somebody is computing waits for that. Any other is computed by a prefill worker, or by its own decode worker
-        where there is none.
+        A prompt that somebody is computing waits for that, where the policy thinks that this is the sooner. Any other goes through a prefill
+        worker, or to decode at once, as the policy has it; always to decode where there is no prefill worker.
         """
-        replica, limits = self._watch.replica, self._settings
+        replica = self._watch.replica
+        plain = Ask(worker.model)
         if len(token_ids) >= worker.max_model_len:
             # No prefill helps a prompt that the engine will refuse in its own words.
-            return Route(False)
+            return Route(False, plain)
         keys = chunk_keys(root_key(worker.namespace), token_ids, worker.chunk_size)
-        deadline = time.monotonic() + limits.single_flight_seconds_max
+        ask = Ask(worker.model, keys, len(token_ids), worker.chunk_size, worker.chunk_bytes)
+        deadline = time.monotonic() + self._settings.single_flight_seconds_max
         for _ in range(ROUNDS_MAX):
-            known = replica.known_prefix(keys)
-            missing = len(token_ids) - known * worker.chunk_size
-            in_hbm = self._in_hbm(worker.model, keys)
-            if len(token_ids) - max(known, in_hbm) * worker.chunk_size < limits.prefill_tokens_min:
-                return Route(False, keys)
+            known, now = replica.known_prefix(keys), time.monotonic()
+            ways = self.policy.ways(ask, now)
+            if not ways:
+                return Route(False, ask)
             under_way = self.flights.covering(keys, known)
-            # Waiting for a small part of what is missing would only delay the rest.
-            if under_way is None or 2 * under_way[1] * worker.chunk_size < missing or time.monotonic() >= deadline:
+            if under_way is None or now >= deadline or not self.policy.waits(ask, ways[0], under_way[0].until, known + under_way[1], now):
                 break
             flight, count = under_way
-            await self.flights.wait(flight, keys, known + count, deadline - time.monotonic())
+            await self.flights.wait(flight, keys, known + count, deadline - now)
             if flight.ended and not flight.computed:
                 # Its leader, if it is still there, was woken together with us: it goes on with its own decode worker, and we follow.
                 await asyncio.sleep(0)
@@ -84,53 +88,50 @@ class Dispatcher:
                 await self.flights.settled(keys[: known + count], _SETTLE_SECONDS_MAX)
                 if replica.known_prefix(keys) <= known:
                     # Nothing of it was kept: to wait for the next in line would only make a queue of all.
-                    return Route(False, keys)
-        wanted = keys[known:]
-        if not candidates(replica.workers.values(), "prefill", worker.model):
-            return Route(False, keys, flight=self.flights.start(wanted, None))
-        flight = self.flights.start(wanted, self._prefill(worker.model, token_ids, keys, known, request_id))
+                    return Route(False, ask, ways=ways)
+        wanted, until = keys[known:], time.monotonic() + ways[0].own
+        if not ways[0].prefill:
+            # What is computed on the way to the first token is soon there for all.
+            flies = ways[0].tokens >= max(ask.chunk_tokens, self._settings.prefill_tokens_min)
+            return Route(False, ask, flight=self.flights.start(wanted, None, until) if flies else None, ways=ways)
+        flight = self.flights.start(wanted, self._prefill(ask, token_ids, known, request_id), until)
         assert flight.task is not None
         try:
             await asyncio.wait([flight.task])
-            return Route(True, keys, prefill=flight.task.result())
+            return Route(True, ask, prefill=flight.task.result(), ways=ways)
         except LegFailed as error:
             log.warning("request %s: %s; its decode worker computes the prompt", request_id, error)
-            return Route(False, keys, flight=self.flights.start(wanted, None))
+            return Route(False, ask, flight=self.flights.start(wanted, None, until), ways=ways)
         finally:
             flight.leave()
 
-    def hbm_chunks(self, keys: Sequence[bytes]) -> dict[str, int]:
-        """How many of ``keys``, from the first on, lie in whose HBM; nothing where the policy does not look at that."""
-        return self._watch.replica.hbm_prefixes(keys) if self._settings.policy == "hbm_affinity" else {}
-
-    def _in_hbm(self, model: str, keys: Sequence[bytes]) -> int:
-        """How many of ``keys``, from the first on, lie in the HBM of the decode worker that would be chosen now."""
-        chunks = self.hbm_chunks(keys)
-        able = candidates(self._watch.replica.workers.values(), "decode", model)
-        return max((chunks.get(w.worker, 0) for w in warmest(able, self._fleet.in_flight, chunks)), default=0)
-
-    async def _prefill(self, model: str, token_ids: Sequence[int], keys: Sequence[bytes], known: int, request_id: str) -> Report | None:
-        """Has the prompt of ``keys`` computed, of which the first ``known`` are stored."""
+    async def _prefill(self, ask: Ask, token_ids: Sequence[int], known: int, request_id: str) -> Report | None:
+        """Has the prompt of ``ask`` computed, of which the first ``known`` chunks are stored."""
         tried: set[str] = set()
         for _ in range(PREFILL_ATTEMPTS):
-            worker = self._fleet.choose(self._watch.replica.workers.values(), "prefill", model, tried, self.hbm_chunks(keys))
-            if worker is None:
+            begun = time.monotonic()
+            chosen = self.policy.worker("prefill", ask, tried, begun)
+            if chosen is None:
                 break
+            worker = chosen.worker
             tried.add(worker.worker)
             transfer_id = secrets.token_hex(8)
             report = self.reports.expect(transfer_id)
-            self._fleet.in_flight[worker.worker] += 1
+            idle = not self._fleet.in_flight[worker.worker]
+            leg = self._fleet.begin(worker, chosen.way.compute, begun)
             outcome = "aborted"
             try:
                 await self._legs.prefill(worker, token_ids, transfer_id, request_id)
                 outcome = "done"
-                await self.flights.settled(keys[known:], _SETTLE_SECONDS_MAX)
+                if idle:
+                    self.policy.leg_took(chosen.way, time.monotonic() - begun)
+                await self.flights.settled(ask.keys[known:], _SETTLE_SECONDS_MAX)
                 return await arrived(report, self._settings.report_ms_max)
             except (LegFailed, *LegBroken) as error:
                 outcome = "failed"
                 log.warning("request %s: prefill on %s failed: %s", request_id, worker.worker, error or type(error).__name__)
             finally:
                 self._metrics.prefills.labels(outcome).inc()
-                self._fleet.in_flight[worker.worker] -= 1
+                self._fleet.end(leg, time.monotonic())
                 self.reports.forget(transfer_id)
         raise LegFailed(f"no prefill worker could compute the prompt ({len(tried)} tried)")

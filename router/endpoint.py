@@ -18,10 +18,12 @@ from cachebus.messages import Report, Worker
 from router.dispatch import Route
 from router.errors import ApiError
 from router.fields import COMPLETIONS, decode_body, is_splittable, parse_body, plain_prompt
+from router.fleet import Leg
 from router.gateway import Gateway
 from router.legs import EngineAnswer, LegBroken, LegFailed
+from router.policies import Ask
 from router.reports import arrived
-from router.usage import EventPatcher, is_engine_failure, patch_json
+from router.usage import EVENT_END, EventPatcher, is_engine_failure, patch_json
 
 log = logging.getLogger("headstart.router")
 
@@ -104,12 +106,12 @@ class GenerationEndpoint:
             if token_ids is not None:
                 self._gateway.lengths.learn(worker.model, len(raw), len(token_ids))
         dispatcher = self._gateway.dispatcher
-        route = Route(False)
+        route = Route(False, Ask(worker.model))
         if splittable and token_ids is not None:
             route = await dispatcher.prepare(worker, token_ids, call.request_id)
         call.route = route.name
         try:
-            await self._decode(call, body, worker.model, route, token_ids if splittable and given is None else None)
+            await self._decode(call, body, route, token_ids if splittable and given is None else None)
         finally:
             if route.flight is not None:
                 dispatcher.flights.end(route.flight, computed=False)
@@ -126,20 +128,21 @@ class GenerationEndpoint:
                 tried.add(worker.worker)
                 worker = gateway.any_decode_worker(worker.model, tried)
 
-    async def _decode(self, call: Call, body: dict[str, Any], model: str, route: Route, token_ids: Sequence[int] | None) -> None:
+    async def _decode(self, call: Call, body: dict[str, Any], route: Route, token_ids: Sequence[int] | None) -> None:
         gateway = self._gateway
         tried: set[str] = set()
         for _ in range(DECODE_ATTEMPTS):
-            worker = gateway.choose_decode_worker(model, tried, route.keys)
+            chosen = gateway.choose_decode_worker(route.ask, tried)
+            worker = chosen.worker
             tried.add(worker.worker)
             transfer_id = secrets.token_hex(8)
             report = gateway.dispatcher.reports.expect(transfer_id)
             useful = self._path == COMPLETIONS or worker.takes_prompt_token_ids
             data = decode_body(self._path, body, transfer_id, token_ids if useful else None)
-            gateway.fleet.in_flight[worker.worker] += 1
+            leg = gateway.fleet.begin(worker, chosen.way.compute, time.monotonic())
             try:
                 async with gateway.legs.decode(worker, self._path, data, call.request_id) as answer:
-                    await self._relay(call, worker, route, answer, report)
+                    await self._relay(call, leg, route, answer, report)
                     return
             except (LegFailed, *LegBroken) as error:
                 log.warning("request %s: decode on %s failed: %s", call.request_id, worker.worker, error or type(error).__name__)
@@ -147,13 +150,14 @@ class GenerationEndpoint:
                     await self._break_off(call)
                     return
             finally:
-                gateway.fleet.in_flight[worker.worker] -= 1
+                gateway.fleet.end(leg, time.monotonic())
                 gateway.dispatcher.reports.forget(transfer_id)
         raise ApiError(502, "the decode workers tried failed to answer", code="workers_failed", retry_seconds=RETRY_SECONDS)
 
-    async def _relay(self, call: Call, worker: Worker, route: Route, answer: aiohttp.ClientResponse, expected: asyncio.Future[Report]) -> None:
+    async def _relay(self, call: Call, leg: Leg, route: Route, answer: aiohttp.ClientResponse, expected: asyncio.Future[Report]) -> None:
         streams = answer.content_type == "text/event-stream"
-        first = await _first_event(worker, answer) if streams else await answer.read()
+        first = await _first_event(leg.worker, answer) if streams else await answer.read()
+        self._gateway.fleet.token(leg, time.monotonic())
         if route.flight is not None:
             self._gateway.dispatcher.flights.end(route.flight, computed=True)
         report = await arrived(expected, self._gateway.settings.report_ms_max)
@@ -161,7 +165,7 @@ class GenerationEndpoint:
         cached = self._count(counted, report)
         headers = call.headers | {
             "x-headstart-route": route.name,
-            "x-headstart-worker": worker.worker,
+            "x-headstart-worker": leg.worker,
             "x-headstart-cached-tokens": str(cached),
             "x-headstart-cache-source": _sources(counted),
         }
@@ -176,6 +180,7 @@ class GenerationEndpoint:
         patcher = EventPatcher(cached)
         piece = first
         while piece:
+            leg.tokens += piece.count(EVENT_END)
             events = patcher.feed(piece)
             if events:
                 await call.send({"type": "http.response.body", "body": events, "more_body": True})
@@ -204,7 +209,7 @@ class GenerationEndpoint:
         await response(scope, receive, call.send)
 
 
-async def _first_event(worker: Worker, answer: aiohttp.ClientResponse) -> bytes:
+async def _first_event(worker: str, answer: aiohttp.ClientResponse) -> bytes:
     """The stream's beginning, at least one event of it. Raises LegFailed where that is the engine's own failure.
 
     vLLM has answered 200 by the time it finds its engine dead; nothing has reached the client yet, so another worker can take over.
@@ -216,9 +221,9 @@ async def _first_event(worker: Worker, answer: aiohttp.ClientResponse) -> bytes:
             break
         first += piece
     if not first:
-        raise LegFailed(f"{worker.worker} ended its answer before it began")
+        raise LegFailed(f"{worker} ended its answer before it began")
     if is_engine_failure(first):
-        raise LegFailed(f"{worker.worker} failed as it began to answer")
+        raise LegFailed(f"{worker} failed as it began to answer")
     return first
 
 

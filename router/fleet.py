@@ -1,19 +1,24 @@
-"""Which worker takes a leg: the one whose HBM has most of the prompt, or else the one with the least of this router's requests. Pure."""
+"""What this router has under way at each worker, and what it learns from that. Pure: the time is passed in."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 from cachebus.messages import Worker
 from cachebus.wire import Role
+from router.costs import Load
 
-BUSIER_MAX: dict[Role, int] = {"prefill": 0, "decode": 4}
-"""How many requests more than the least busy worker one may have to be preferred for what its HBM holds.
+_UTILISATION_SECONDS = 10.0
+"""Over how long a pool's utilisation is taken."""
 
-A decode worker shares its steps among all that it has, so some more cost little; at a prefill worker each waits for those before it.
-"""
-_NONE: Mapping[str, int] = {}
+_KEPT = 0.98
+"""What of all that was learnt of answers still counts after one more."""
+
+_TOKENS_ASSUMED = 128.0
+"""Tokens of an answer, until some have ended."""
 
 
 def candidates(workers: Iterable[Worker], role: Role, model: str | None, without: Collection[str] = ()) -> list[Worker]:
@@ -21,40 +26,96 @@ def candidates(workers: Iterable[Worker], role: Role, model: str | None, without
     return [w for w in workers if w.role == role and not w.draining and model in (None, w.model) and w.worker not in without]
 
 
-def warmest(able: Sequence[Worker], in_flight: Mapping[str, int], hbm_chunks: Mapping[str, int]) -> list[Worker]:
-    """Those of ``able`` (of one role) with most of a prompt's chunks in HBM, among those that are not much busier than the least busy."""
-    if not able:
-        return []
-    busiest = min(in_flight.get(w.worker, 0) for w in able) + BUSIER_MAX[able[0].role]
-    near = [w for w in able if in_flight.get(w.worker, 0) <= busiest]
-    most = max(hbm_chunks.get(w.worker, 0) for w in near)
-    return [w for w in near if hbm_chunks.get(w.worker, 0) == most]
+@dataclass(eq=False)
+class Leg:
+    """A request at a worker. ``seconds``: what it computes there before its first token, as far as that can be told before.
+
+    ``beside``: how many others were generating there when it came; ``turn``: since when no other prompt is before it;
+    ``tokens``: how many of its answer came, where that is counted.
+    """
+
+    worker: str
+    role: Role
+    seconds: float
+    beside: int
+    turn: float | None = None
+    first_token: float | None = None
+    tokens: int = 0
 
 
 class Fleet:
-    """Requests in flight by worker. Ties go to the worker that was chosen longest ago."""
+    """Legs under way by worker, in the order in which they began."""
 
     def __init__(self) -> None:
         self.in_flight: Counter[str] = Counter()
-        self._chosen_at: dict[str, int] = {}
-        self._choices = 0
+        self._legs: dict[str, list[Leg]] = {}
+        self._work: dict[Role, tuple[float, float]] = {}
+        self._pace = _Pace()
 
-    def choose(
-        self,
-        workers: Iterable[Worker],
-        role: Role,
-        model: str | None,
-        without: Collection[str] = (),
-        hbm_chunks: Mapping[str, int] = _NONE,
-    ) -> Worker | None:
-        """A worker of ``role`` that serves ``model`` (None: any); None where there is none.
+    def begin(self, worker: Worker, seconds: float, now: float) -> Leg:
+        """A leg goes to a worker."""
+        legs = self._legs.setdefault(worker.worker, [])
+        leg = Leg(worker.worker, worker.role, seconds, sum(other.first_token is not None for other in legs))
+        legs.append(leg)
+        self._give_turn(legs, now)
+        self.in_flight[worker.worker] += 1
+        work, at = self._work.get(worker.role, (0.0, now))
+        self._work[worker.role] = (work * math.exp((at - now) / _UTILISATION_SECONDS) + seconds, now)
+        return leg
 
-        ``without``: those that just failed. ``hbm_chunks``: how many of the prompt's first chunks lie in whose HBM.
-        """
-        warm = warmest(candidates(workers, role, model, without), self.in_flight, hbm_chunks)
-        if not warm:
-            return None
-        best = min(warm, key=lambda w: (self.in_flight[w.worker], self._chosen_at.get(w.worker, -1), w.worker))
-        self._choices += 1
-        self._chosen_at[best.worker] = self._choices
-        return best
+    def token(self, leg: Leg, now: float) -> None:
+        """Its first token has come."""
+        leg.first_token = now
+        self._give_turn(self._legs[leg.worker], now)
+
+    def end(self, leg: Leg, now: float) -> None:
+        """It has ended, well or not."""
+        self._legs[leg.worker].remove(leg)
+        self._give_turn(self._legs[leg.worker], now)
+        self.in_flight[leg.worker] -= 1
+        if leg.first_token is not None and leg.tokens > 1:
+            self._pace.add((now - leg.first_token) / (leg.tokens - 1), leg.beside + 1, leg.tokens)
+
+    def load(self, worker: str, now: float) -> Load:
+        """What a worker has before it. Prompts are computed one after the other; one that takes longer than was told ends now."""
+        legs = self._legs.get(worker, [])
+        until = float("-inf")
+        for leg in legs:
+            if leg.first_token is None:
+                until = max(now, (until if leg.turn is None else leg.turn) + leg.seconds)
+        until = max(now, until)
+        running = sum(leg.first_token is not None for leg in legs)
+        return Load(until - now, running, self._pace.joining(running))
+
+    @staticmethod
+    def _give_turn(legs: list[Leg], now: float) -> None:
+        head = next((leg for leg in legs if leg.first_token is None), None)
+        if head is not None and head.turn is None:
+            head.turn = now
+
+    def utilisation(self, role: Role, workers: int, now: float) -> float:
+        """What share of its time a pool of so many workers computed lately."""
+        work, at = self._work.get(role, (0.0, now))
+        return work * math.exp((at - now) / _UTILISATION_SECONDS) / (_UTILISATION_SECONDS * max(1, workers))
+
+
+class _Pace:
+    """How much later all of a batch get each token for one more in it: a straight line through the answers seen, old ones counting less."""
+
+    def __init__(self) -> None:
+        # Sums of 1, requests, requests², interval and interval * requests: the normal equations of the line.
+        self._sums = [0.0] * 5
+        self._tokens = _TOKENS_ASSUMED
+
+    def add(self, interval: float, requests: int, tokens: int) -> None:
+        """An answer of ``tokens`` that came one an ``interval`` (seconds) in a batch of ``requests``."""
+        terms = (1.0, requests, requests * requests, interval, interval * requests)
+        self._sums = [_KEPT * total + term for total, term in zip(self._sums, terms, strict=True)]
+        self._tokens = self._tokens * _KEPT + tokens * (1 - _KEPT)
+
+    def joining(self, running: int) -> float:
+        """Seconds that one more costs those who run, and itself."""
+        n, x, xx, y, xy = self._sums
+        spread = n * xx - x * x
+        slope = max(0.0, (n * xy - x * y) / spread) if spread > 1e-6 * n * xx else 0.0
+        return 2 * slope * running * self._tokens

@@ -21,11 +21,12 @@ class Known(Protocol):
 class Flight:
     """One computation. ``task`` is None where the computation is a request's own decode leg, which ends it itself.
 
-    ``computed``: it ended well, so whatever of its chunks is not stored by now never will be.
+    ``computed``: it ended well, so whatever of its chunks is not stored by now never will be. ``until``: when it is thought to end.
     """
 
-    def __init__(self, keys: Sequence[bytes]) -> None:
+    def __init__(self, keys: Sequence[bytes], until: float) -> None:
         self.keys = frozenset(keys)
+        self.until = until
         self.task: asyncio.Task[Any] | None = None
         self.ended = False
         self.computed = False
@@ -50,9 +51,9 @@ class Flights:
         self._by_key: dict[bytes, Flight] = {}
         self._changed = asyncio.Event()
 
-    def start(self, keys: Sequence[bytes], computation: Coroutine[Any, Any, Any] | None) -> Flight:
+    def start(self, keys: Sequence[bytes], computation: Coroutine[Any, Any, Any] | None, until: float) -> Flight:
         """Begins a flight over ``keys``; the caller has joined it."""
-        flight = Flight(keys)
+        flight = Flight(keys, until)
         flight.join()
         for key in keys:
             self._by_key.setdefault(key, flight)

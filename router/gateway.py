@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Collection
 from pathlib import Path
 
 from cachebus.errors import BusUnavailable
@@ -14,6 +15,7 @@ from router.fleet import Fleet, candidates
 from router.legs import Legs
 from router.lengths import Lengths
 from router.metrics import RouterMetrics
+from router.policies import Ask, Chosen
 from router.settings import RouterSettings
 
 BUS_SECONDS_MAX = 10.0
@@ -62,17 +64,22 @@ class Gateway:
             raise ApiError(503, "no decode worker is ready", code="no_decode_worker", retry_seconds=_RETRY_SECONDS)
         return min(able, key=lambda w: self.fleet.in_flight[w.worker])
 
-    def choose_decode_worker(self, model: str, without: Collection[str], keys: Sequence[bytes]) -> Worker:
-        """The decode worker for the leg of a prompt whose chunks are ``keys``. Raises ApiError (502, 503)."""
-        worker = self.fleet.choose(self.watch.replica.workers.values(), "decode", model, without, self.dispatcher.hbm_chunks(keys))
-        if worker is not None:
-            return worker
+    def choose_decode_worker(self, ask: Ask, without: Collection[str]) -> Chosen:
+        """The decode worker for a leg. Raises ApiError (502, 503)."""
+        chosen = self.dispatcher.policy.worker("decode", ask, without, time.monotonic())
+        if chosen is not None:
+            return chosen
         if without:
             raise ApiError(502, "every decode worker failed to answer", code="workers_failed", retry_seconds=_RETRY_SECONDS)
         raise ApiError(503, "no decode worker is ready", code="no_decode_worker", retry_seconds=_RETRY_SECONDS)
 
     def _heard(self, event: Event) -> None:
         if isinstance(event, Report):
+            worker = self.watch.replica.workers.get(event.worker)
+            if worker is not None:
+                self.dispatcher.learnt.take(event, worker.model)
             self.dispatcher.reports.deliver(event)
         elif isinstance(event, Stored | WorkerUp | WorkerDown):
+            if isinstance(event, WorkerDown):
+                self.dispatcher.learnt.forget(event.worker)
             self.dispatcher.flights.wake()

@@ -15,9 +15,9 @@ class RouterSettings(Section, frozen=True):
     port: int = 8000
     """Its port; 0: a free one"""
     prefill_tokens_min: int = 1024
-    """A prompt that lacks at least this many tokens goes through a prefill worker; a shorter one is decode's own work"""
-    policy: Literal["hbm_affinity", "least_loaded"] = "hbm_affinity"
-    """Who takes a leg: of the workers that are not much busier the one whose HBM has most of the prompt, or the least busy one, in turn"""
+    """A prompt that lacks at least this many tokens goes through prefill where the policy goes by rule; one that has fewer is not even looked up"""
+    policy: Literal["cost", "prefix_affinity", "least_loaded", "round_robin"] = "cost"
+    """What costs least in seconds; or by rule: whose HBM has most of the prompt, of those not much busier; the least busy one; each in turn"""
     body_bytes_max: int = 16 << 20
     """Largest request body; more is refused with 413"""
     requests_max: int = 1024

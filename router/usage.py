@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-_EVENT_END = b"\n\n"
+EVENT_END = b"\n\n"
 _DATA = b"data: "
 _USAGE = b'"usage":{'
 
@@ -45,12 +45,12 @@ class EventPatcher:
 
     def feed(self, piece: bytes) -> bytes:
         """The events that are whole by now."""
-        whole, end, self._rest = (self._rest + piece).rpartition(_EVENT_END)
+        whole, end, self._rest = (self._rest + piece).rpartition(EVENT_END)
         if not end:
             return b""
         if _USAGE not in whole:
             return whole + end
-        return b"".join(self._event(event) + _EVENT_END for event in whole.split(_EVENT_END))
+        return b"".join(self._event(event) + EVENT_END for event in whole.split(EVENT_END))
 
     def flush(self) -> bytes:
         """What is left when the stream ends in the middle of an event."""
@@ -72,7 +72,7 @@ class EventPatcher:
 
 def is_engine_failure(events: bytes) -> bool:
     """Whether a stream's first event is an error that is the engine's own fault (code 5xx), not the request's."""
-    event = events.partition(_EVENT_END)[0]
+    event = events.partition(EVENT_END)[0]
     if not event.startswith(_DATA):
         return False
     try:

@@ -77,6 +77,11 @@ class BreakEven:
         rates = self._fitted()
         return _step_seconds(rates, first, last) if rates else None
 
+    def rates(self, now_seconds: float) -> tuple[float, float, dict[Tier, float]]:
+        """Seconds a token computed, a token attended to, and a byte of each tier: what is known of them now; 0 or absent: not known."""
+        known = {tier: self._seconds(tier, 1, now_seconds) for tier in self._pulled}
+        return *(self._fitted() or (0.0, 0.0)), {tier: seconds for tier, seconds in known.items() if seconds}
+
     def _fitted(self) -> tuple[float, float] | None:
         """Seconds a token, and a token attended to; None before a step was seen."""
         tt, ta, aa, ts, as_ = self._sums

@@ -128,6 +128,7 @@ class SchedulerHalf:
         self._saving_steps = 0
         self._patient_from_ms = 0.0
         self._break_even = BreakEven()
+        self._learnt_at_seconds = 0.0
         self.declined_chunks = 0
 
     def add(self, view: RequestView) -> None:
@@ -169,8 +170,9 @@ class SchedulerHalf:
 
     def took(self, samples: Iterable[StepTook | PullTook], now_ms: float) -> None:
         """What steps and pulls took in the workers."""
+        self._learnt_at_seconds = now_ms / 1000
         for sample in samples:
-            self._break_even.add(sample, now_ms / 1000)
+            self._break_even.add(sample, self._learnt_at_seconds)
 
     def allocated(self, request_id: str, blocks: Sequence[int], external_tokens: int) -> None:
         """vLLM gave the request its blocks: begin the load, or let go of what was leased."""
@@ -347,7 +349,8 @@ class SchedulerHalf:
             return
         pulled = self._pulled(tracked, computed) if tracked.pulled_to else {}
         hbm_tokens = computed - sum(pulled.values())
-        self._bus.submit(Report(transfer.transfer_id, transfer.leg, self._policy.worker, tracked.view.prompt_tokens, hbm_tokens, pulled))
+        rates = self._break_even.rates(self._learnt_at_seconds)
+        self._bus.submit(Report(transfer.transfer_id, transfer.leg, self._policy.worker, tracked.view.prompt_tokens, hbm_tokens, pulled, *rates))
 
     def _pulled(self, tracked: _Tracked, computed: int) -> dict[Tier, int]:
         """Tokens of the first ``computed`` ones that were pulled, by the tier that the first rank's part came from."""

@@ -34,7 +34,7 @@ def in_hbm(live: Live, worker: str, keys: list[bytes]) -> int:
 @pytest.fixture(scope="module")
 def router(live: Live) -> str:
     """The address of a router with the default policy."""
-    return live.cluster.add_router("router-hbm", "router.policy=hbm_affinity")
+    return live.cluster.add_router("router-hbm", "router.policy=prefix_affinity")
 
 
 def soon(condition: Callable[[], bool]) -> None:

@@ -1,18 +1,13 @@
 import msgspec
+import pytest
 
 from cachebus.messages import Worker
-from router.fleet import BUSIER_MAX, Fleet, candidates, warmest
+from router.costs import Load
+from router.fleet import Fleet, candidates
 
 
 def worker(name: str, role: str = "decode", model: str = "m", *, draining: bool = False) -> Worker:
     return Worker(name, role, "http://x", model, b"n" * 32, 16, 256, 8192, True, draining)  # type: ignore[arg-type]
-
-
-def test_the_least_busy_worker_takes_it_and_equals_take_turns() -> None:
-    fleet, workers = Fleet(), [worker("a"), worker("b"), worker("c")]
-    assert [chosen.worker for _ in range(6) if (chosen := fleet.choose(workers, "decode", "m"))] == ["a", "b", "c", "a", "b", "c"]
-    fleet.in_flight.update(a=2, b=1, c=2)
-    assert [chosen.worker for _ in range(2) if (chosen := fleet.choose(workers, "decode", "m"))] == ["b", "b"]
 
 
 def test_who_may_take_a_leg() -> None:
@@ -20,37 +15,66 @@ def test_who_may_take_a_leg() -> None:
     others = [worker("b", "prefill"), worker("c", model="other"), worker("d", draining=True), worker("e")]
     assert candidates([able, *others], "decode", "m", {"e"}) == [able]
     assert [w.worker for w in candidates([able, *others], "decode", None)] == ["a", "c", "e"]
-    assert Fleet().choose(others, "decode", "m", {"e"}) is None
     assert msgspec.structs.replace(able, draining=True) not in candidates([msgspec.structs.replace(able, draining=True)], "decode", "m")
 
 
-def test_the_warmest_of_those_that_are_not_much_busier() -> None:
-    workers = [worker("a"), worker("b"), worker("c")]
-    hbm_chunks = {"a": 1, "b": 3, "c": 3}
-    limit = BUSIER_MAX["decode"]
-
-    def names(**in_flight: int) -> list[str]:
-        return [w.worker for w in warmest(workers, in_flight, hbm_chunks)]
-
-    assert names() == ["b", "c"]
-    assert names(b=limit) == ["b", "c"]
-    assert names(b=limit + 1) == ["c"]
-    assert names(b=limit + 1, c=limit + 1) == ["a"]
-    assert names(a=1, b=limit + 1, c=limit + 2) == ["b"]
-    assert warmest([], {}, hbm_chunks) == []
-    assert [w.worker for w in warmest(workers, {}, {"gone": 9})] == ["a", "b", "c"]
-
-
-def test_a_prefill_worker_is_preferred_for_its_hbm_only_among_the_least_busy() -> None:
-    workers = [worker("a", "prefill"), worker("b", "prefill")]
-    assert [w.worker for w in warmest(workers, {}, {"b": 1})] == ["b"]
-    assert [w.worker for w in warmest(workers, {"b": 1}, {"b": 9})] == ["a"]
+def test_prompts_are_computed_one_after_the_other() -> None:
+    fleet, one = Fleet(), worker("a", "prefill")
+    assert fleet.load("a", 0.0).backlog == 0.0
+    first = fleet.begin(one, 2.0, 0.0)
+    second = fleet.begin(one, 3.0, 1.0)
+    assert fleet.load("a", 1.0).backlog == pytest.approx(4.0)
+    assert fleet.load("a", 2.0).backlog == pytest.approx(3.0)
+    # The first takes longer than was told: the second begins now at the earliest.
+    assert fleet.load("a", 2.5).backlog == pytest.approx(3.0)
+    fleet.end(first, 2.5)
+    assert fleet.load("a", 3.5).backlog == pytest.approx(2.0)
+    fleet.end(second, 3.0)
+    assert fleet.load("a", 3.0) == Load()
+    assert fleet.in_flight["a"] == 0
 
 
-def test_among_equally_warm_ones_the_least_busy_takes_it_and_equals_take_turns() -> None:
-    fleet, workers = Fleet(), [worker("a"), worker("b"), worker("c")]
-    warm = {"b": 2, "c": 2}
-    assert [chosen.worker for _ in range(4) if (chosen := fleet.choose(workers, "decode", "m", (), warm))] == ["b", "c", "b", "c"]
-    fleet.in_flight["b"] = 1
-    assert [chosen.worker for _ in range(2) if (chosen := fleet.choose(workers, "decode", "m", (), warm))] == ["c", "c"]
-    assert fleet.choose(workers, "decode", "m", {"b", "c"}, warm) == workers[0]
+def test_an_idle_time_between_two_prompts_is_not_worked_off_before() -> None:
+    fleet, one = Fleet(), worker("a", "prefill")
+    fleet.end(fleet.begin(one, 1.0, 0.0), 1.0)
+    fleet.begin(one, 1.0, 5.0)
+    assert fleet.load("a", 5.5).backlog == pytest.approx(0.5)
+
+
+def test_who_generates_is_no_backlog() -> None:
+    fleet, one = Fleet(), worker("a")
+    leg = fleet.begin(one, 2.0, 0.0)
+    assert (fleet.load("a", 0.0).backlog, fleet.load("a", 0.0).running) == (2.0, 0)
+    fleet.token(leg, 1.0)
+    assert (fleet.load("a", 1.0).backlog, fleet.load("a", 1.0).running) == (0.0, 1)
+
+
+def test_a_pools_utilisation_is_what_it_was_given_lately() -> None:
+    fleet, one = Fleet(), worker("a", "prefill")
+    for second in range(100):
+        fleet.end(fleet.begin(one, 0.5, float(second)), second + 0.5)
+    assert fleet.utilisation("prefill", 1, 100.0) == pytest.approx(0.5, abs=0.05)
+    assert fleet.utilisation("prefill", 2, 100.0) == pytest.approx(0.25, abs=0.03)
+    assert fleet.utilisation("prefill", 1, 160.0) < 0.01
+    assert fleet.utilisation("decode", 1, 100.0) == 0.0
+
+
+def test_what_one_more_costs_a_batch_is_learnt_from_answers() -> None:
+    """Tokens come every 10 ms alone, and 2 ms later for each one beside."""
+    fleet, one = Fleet(), worker("a")
+    assert fleet.load("a", 0.0).joining == 0.0
+    for beside in [0, 3, 7, 1, 5] * 10:
+        others = [fleet.begin(one, 0.0, 0.0) for _ in range(beside)]
+        for other in others:
+            fleet.token(other, 0.0)
+        leg = fleet.begin(one, 0.0, 0.0)
+        fleet.token(leg, 1.0)
+        leg.tokens = 101
+        fleet.end(leg, 1.0 + 100 * (0.010 + 0.002 * beside))
+        for other in others:
+            fleet.end(other, 1.0)
+    running = [fleet.begin(one, 0.0, 2.0) for _ in range(4)]
+    for leg in running:
+        fleet.token(leg, 2.0)
+    # Four get each of some hundred tokens 2 ms later, and the new one gets its own as much later.
+    assert fleet.load("a", 2.0).joining == pytest.approx(2 * 4 * 0.002 * 110, rel=0.15)

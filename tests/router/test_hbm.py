@@ -11,7 +11,7 @@ from router_under_test import MakeEngine, RouterUnderTest
 from tests_shared import Bus, wait_for
 
 from cachebus.keys import chunk_keys, root_key
-from router.fleet import BUSIER_MAX
+from router.policies import BUSIER_MAX
 
 LONG = [ord("x")] * 1100
 

@@ -1,0 +1,190 @@
+"""Who takes a leg: by what each way costs, or by one of the simpler rules that people compare with. Pure but for what it looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cachebus.messages import Worker
+from cachebus.replica import Replica
+from cachebus.wire import Role
+from router.costs import NEAREST_FIRST, Learnt, Prompt, Way, after_prefill, decode_alone, prefill_leg
+from router.fleet import Fleet, candidates
+from router.settings import RouterSettings
+
+BUSIER_MAX: dict[Role, int] = {"prefill": 0, "decode": 4}
+"""How many requests more than the least busy worker one may have to be preferred for what its HBM holds.
+
+A decode worker shares its steps among all that it has, so some more cost little; at a prefill worker each waits for those before it.
+"""
+_ALIKE_SECONDS = 1e-4
+"""Ways whose costs differ by less take turns."""
+
+_LEG_SECONDS_ASSUMED = 0.005
+_LEG_KEPT = 0.9
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request wants: ``tokens`` of prompt whose chunks are ``keys``; no keys where its prompt was not rendered."""
+
+    model: str
+    keys: Sequence[bytes] = ()
+    tokens: int = 1
+    chunk_tokens: int = 1
+    chunk_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A worker for a leg, and what the leg is thought to take there, nothing where the policy does not know."""
+
+    worker: Worker
+    way: Way
+
+
+class Policy(Protocol):
+    """Decides, by what is known when it is asked."""
+
+    def ways(self, ask: Ask, now: float) -> list[Way]:
+        """The ways that there are, the one to take first; none where no decode worker serves the model."""
+
+    def waits(self, ask: Ask, way: Way, until: float, chunks: int, now: float) -> bool:
+        """Whether to wait for a flight that ends at ``until`` and leaves the first ``chunks`` stored, rather than to take ``way``."""
+
+    def worker(self, role: Role, ask: Ask, without: Collection[str], now: float) -> Chosen | None:
+        """Who takes the leg of that role now, none of ``without``; None where there is none."""
+
+    def leg_took(self, way: Way, seconds: float) -> None:
+        """A prefill leg to a worker that was idle took so long; ``way``: as it was chosen."""
+
+
+class Turns:
+    """When each worker was chosen last: equals take turns."""
+
+    def __init__(self) -> None:
+        self._chosen_at: dict[str, int] = {}
+        self._choices = 0
+
+    def place(self, worker: Worker) -> tuple[int, str]:
+        """Sorts those that were chosen longest ago first."""
+        return self._chosen_at.get(worker.worker, -1), worker.worker
+
+    def took(self, worker: Worker) -> Worker:
+        """It was chosen now."""
+        self._choices += 1
+        self._chosen_at[worker.worker] = self._choices
+        return worker
+
+
+class ByRule:
+    """``round_robin``, ``least_loaded`` and ``prefix_affinity``; what lacks ``router.prefill_tokens_min`` tokens goes through prefill."""
+
+    def __init__(self, settings: RouterSettings, replica: Replica, fleet: Fleet) -> None:
+        self._settings, self._replica, self._fleet = settings, replica, fleet
+        self._turns = Turns()
+
+    def ways(self, ask: Ask, now: float) -> list[Way]:
+        workers = self._replica.workers.values()
+        chunks = self._hbm_chunks(ask.keys)
+        able = candidates(workers, "decode", ask.model)
+        in_hbm = max((chunks.get(w.worker, 0) for w in self._equals("decode", able, chunks)), default=0)
+        known = max(self._replica.known_prefix(ask.keys), in_hbm)
+        missing = ask.tokens - known * ask.chunk_tokens
+        through_prefill = missing >= self._settings.prefill_tokens_min and candidates(workers, "prefill", ask.model)
+        return [Way(prefill="any" if through_prefill else "", decode="any", tokens=missing)] if able else []
+
+    def waits(self, ask: Ask, way: Way, until: float, chunks: int, now: float) -> bool:
+        known = self._replica.known_prefix(ask.keys)
+        missing = ask.tokens - known * ask.chunk_tokens
+        # Waiting for a small part of what is missing would only delay the rest.
+        return way.tokens >= self._settings.prefill_tokens_min and 2 * (chunks - known) * ask.chunk_tokens >= missing
+
+    def worker(self, role: Role, ask: Ask, without: Collection[str], now: float) -> Chosen | None:
+        able = candidates(self._replica.workers.values(), role, ask.model, without)
+        if not able:
+            return None
+        equals = self._equals(role, able, self._hbm_chunks(ask.keys))
+        loads = self._fleet.in_flight if self._settings.policy != "round_robin" else {}
+        taken = self._turns.took(min(equals, key=lambda w: (loads.get(w.worker, 0), *self._turns.place(w))))
+        return Chosen(taken, Way())
+
+    def leg_took(self, way: Way, seconds: float) -> None:
+        pass
+
+    def _hbm_chunks(self, keys: Sequence[bytes]) -> Mapping[str, int]:
+        return self._replica.hbm_prefixes(keys) if self._settings.policy == "prefix_affinity" else {}
+
+    def _equals(self, role: Role, able: Sequence[Worker], chunks: Mapping[str, int]) -> Sequence[Worker]:
+        return warmest(role, able, self._fleet.in_flight, chunks) if self._settings.policy == "prefix_affinity" else able
+
+
+def warmest(role: Role, able: Sequence[Worker], in_flight: Mapping[str, int], hbm_chunks: Mapping[str, int]) -> list[Worker]:
+    """Those of ``able`` with most of a prompt's chunks in HBM, among those that are not much busier than the least busy."""
+    if not able:
+        return []
+    busiest = min(in_flight.get(w.worker, 0) for w in able) + BUSIER_MAX[role]
+    near = [w for w in able if in_flight.get(w.worker, 0) <= busiest]
+    most = max(hbm_chunks.get(w.worker, 0) for w in near)
+    return [w for w in near if hbm_chunks.get(w.worker, 0) == most]
+
+
+class ByCost:
+    """The way that costs least (``router.costs``)."""
+
+    def __init__(self, replica: Replica, fleet: Fleet, learnt: Learnt) -> None:
+        self._replica, self._fleet, self._learnt = replica, fleet, learnt
+        self._turns = Turns()
+        self._leg_seconds = _LEG_SECONDS_ASSUMED
+
+    def ways(self, ask: Ask, now: float) -> list[Way]:
+        return self._ways(ask, self._prompt(ask), now)
+
+    def waits(self, ask: Ask, way: Way, until: float, chunks: int, now: float) -> bool:
+        if way.tokens < ask.chunk_tokens:
+            return False
+        then = self._ways(ask, self._prompt(ask).as_if_stored(chunks), now)
+        return bool(then) and max(0.0, until - now) + then[0].total <= way.total
+
+    def worker(self, role: Role, ask: Ask, without: Collection[str], now: float) -> Chosen | None:
+        prompt = self._prompt(ask)
+        able = {w.worker: w for w in candidates(self._replica.workers.values(), role, ask.model, without)}
+        legs = self._prefills(prompt, able.values(), now) if role == "prefill" else self._decodes(prompt, able.values(), now)
+        if not legs:
+            return None
+        cheapest = min(way.total for way in legs)
+        equals = {way.prefill or way.decode: way for way in legs if way.total - cheapest < _ALIKE_SECONDS}
+        taken = self._turns.took(min((able[name] for name in equals), key=self._turns.place))
+        return Chosen(taken, equals[taken.worker])
+
+    def leg_took(self, way: Way, seconds: float) -> None:
+        if not way.prefill:
+            return
+        self._leg_seconds = _LEG_KEPT * self._leg_seconds + (1 - _LEG_KEPT) * max(0.0, seconds - way.pull - way.compute)
+
+    def _prompt(self, ask: Ask) -> Prompt:
+        tiers = self._replica.nearest_tiers(ask.keys, NEAREST_FIRST)
+        return Prompt(ask.tokens, ask.chunk_tokens, ask.chunk_bytes, tiers, self._replica.hbm_prefixes(ask.keys))
+
+    def _ways(self, ask: Ask, prompt: Prompt, now: float) -> list[Way]:
+        workers = self._replica.workers.values()
+        decoding = candidates(workers, "decode", ask.model)
+        found = self._decodes(prompt, decoding, now)
+        prefills = self._prefills(prompt, candidates(workers, "prefill", ask.model), now)
+        if prefills:
+            best = min(prefills, key=lambda way: way.total)
+            found += [after_prefill(prompt, best, w, self._learnt.rates(w), self._fleet.load(w.worker, now)) for w in decoding]
+        return sorted(found, key=lambda way: way.total)
+
+    def _decodes(self, prompt: Prompt, able: Collection[Worker], now: float) -> list[Way]:
+        return [decode_alone(prompt, w, self._learnt.rates(w), self._fleet.load(w.worker, now)) for w in able]
+
+    def _prefills(self, prompt: Prompt, able: Collection[Worker], now: float) -> list[Way]:
+        busy = self._fleet.utilisation("prefill", len(able), now)
+        return [prefill_leg(prompt, w, self._learnt.rates(w), self._fleet.load(w.worker, now), busy, self._leg_seconds) for w in able]
+
+
+def make_policy(settings: RouterSettings, replica: Replica, fleet: Fleet, learnt: Learnt) -> Policy:
+    """The policy that the settings name."""
+    return ByCost(replica, fleet, learnt) if settings.policy == "cost" else ByRule(settings, replica, fleet)
