@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from cachebus.messages import Report, Worker
 from router.dispatch import Route
 from router.errors import ApiError
+from router.explain import EXPLAIN, explanation
 from router.fields import COMPLETIONS, decode_body, is_splittable, parse_body, plain_prompt
 from router.fleet import Leg
 from router.gateway import Gateway
@@ -34,7 +35,7 @@ BODY_SECONDS_MAX = 60.0
 
 @dataclass
 class Call:
-    """A request under way. ``sent``: whether its answer has begun."""
+    """A request under way. ``sent``: whether its answer has begun; ``explains``: whether its client asked why it goes the way it goes."""
 
     path: str
     send: Send
@@ -43,6 +44,7 @@ class Call:
     route: str = "none"
     status: int = 500
     sent: bool = False
+    explains: bool = False
 
     @property
     def headers(self) -> dict[str, str]:
@@ -59,7 +61,7 @@ class GenerationEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request; a client that leaves cancels all that is done for it alone."""
-        call = Call(self._path, send)
+        call = Call(self._path, send, explains=dict(scope["headers"]).get(EXPLAIN) == b"1")
         metrics = self._gateway.metrics
         metrics.in_flight.inc()
         self._gateway.requests += 1
@@ -169,6 +171,8 @@ class GenerationEndpoint:
             "x-headstart-cached-tokens": str(cached),
             "x-headstart-cache-source": _sources(counted),
         }
+        if call.explains:
+            headers["x-headstart-explanation"] = explanation(route.ways)
         call.status = 200
         self._gateway.metrics.ttft.labels(route.name).observe(time.monotonic() - call.started)
         if not streams:

@@ -121,7 +121,8 @@ def headstart(settings: Settings, logs: Path, progress: Callable[[str], None]) -
 
 def _forced(cluster: Cluster, settings: Settings, name: str, prefill_tokens_min: int) -> Ask:
     """Asks through a second router that always takes one route."""
-    return _asker(cluster.add_router(name, f"router.prefill_tokens_min={prefill_tokens_min}"), settings)
+    # By rule, so that the route measured is the one that was meant.
+    return _asker(cluster.add_router(name, "router.policy=prefix_affinity", f"router.prefill_tokens_min={prefill_tokens_min}"), settings)
 
 
 @contextmanager
