@@ -4,52 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cachebus.messages import Report, Worker
+from cachebus.messages import Worker
+from router.decoding import RETRY_SECONDS, Call, Decoding
 from router.dispatch import Route
 from router.errors import ApiError
-from router.explain import EXPLAIN, explanation
-from router.fields import COMPLETIONS, decode_body, is_splittable, parse_body, plain_prompt
-from router.fleet import Leg
+from router.explain import EXPLAIN
+from router.fields import is_splittable, parse_body, plain_prompt
 from router.gateway import Gateway
 from router.legs import EngineAnswer, LegBroken, LegFailed
 from router.policies import Ask
-from router.reports import arrived
-from router.usage import EVENT_END, EventPatcher, is_engine_failure, patch_json
+from router.resume import DecodeRequest
 
 log = logging.getLogger("headstart.router")
 
-DECODE_ATTEMPTS = 3
-RETRY_SECONDS = 1
 BODY_SECONDS_MAX = 60.0
-
-
-@dataclass
-class Call:
-    """A request under way. ``sent``: whether its answer has begun; ``explains``: whether its client asked why it goes the way it goes."""
-
-    path: str
-    send: Send
-    request_id: str = field(default_factory=lambda: secrets.token_hex(16))
-    started: float = field(default_factory=time.monotonic)
-    route: str = "none"
-    status: int = 500
-    sent: bool = False
-    explains: bool = False
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The headers that every answer carries."""
-        return {"x-request-id": self.request_id}
 
 
 class GenerationEndpoint:
@@ -58,6 +32,7 @@ class GenerationEndpoint:
     def __init__(self, gateway: Gateway, path: str) -> None:
         self._gateway = gateway
         self._path = path
+        self._decoding = Decoding(gateway, path)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request; a client that leaves cancels all that is done for it alone."""
@@ -113,7 +88,7 @@ class GenerationEndpoint:
             route = await dispatcher.prepare(worker, token_ids, call.request_id)
         call.route = route.name
         try:
-            await self._decode(call, body, route, token_ids if splittable and given is None else None)
+            await self._decoding.run(call, DecodeRequest(body, token_ids if splittable and given is None else None), route)
         finally:
             if route.flight is not None:
                 dispatcher.flights.end(route.flight, computed=False)
@@ -130,118 +105,9 @@ class GenerationEndpoint:
                 tried.add(worker.worker)
                 worker = gateway.any_decode_worker(worker.model, tried)
 
-    async def _decode(self, call: Call, body: dict[str, Any], route: Route, token_ids: Sequence[int] | None) -> None:
-        gateway = self._gateway
-        tried: set[str] = set()
-        for _ in range(DECODE_ATTEMPTS):
-            chosen = gateway.choose_decode_worker(route.ask, tried)
-            worker = chosen.worker
-            tried.add(worker.worker)
-            transfer_id = secrets.token_hex(8)
-            report = gateway.dispatcher.reports.expect(transfer_id)
-            useful = self._path == COMPLETIONS or worker.takes_prompt_token_ids
-            data = decode_body(self._path, body, transfer_id, token_ids if useful else None)
-            leg = gateway.fleet.begin(worker, chosen.way.compute, time.monotonic())
-            try:
-                async with gateway.legs.decode(worker, self._path, data, call.request_id) as answer:
-                    await self._relay(call, leg, route, answer, report)
-                    return
-            except (LegFailed, *LegBroken) as error:
-                log.warning("request %s: decode on %s failed: %s", call.request_id, worker.worker, error or type(error).__name__)
-                if call.sent:
-                    await self._break_off(call)
-                    return
-            finally:
-                gateway.fleet.end(leg, time.monotonic())
-                gateway.dispatcher.reports.forget(transfer_id)
-        raise ApiError(502, "the decode workers tried failed to answer", code="workers_failed", retry_seconds=RETRY_SECONDS)
-
-    async def _relay(self, call: Call, leg: Leg, route: Route, answer: aiohttp.ClientResponse, expected: asyncio.Future[Report]) -> None:
-        streams = answer.content_type == "text/event-stream"
-        first = await _first_event(leg.worker, answer) if streams else await answer.read()
-        self._gateway.fleet.token(leg, time.monotonic())
-        if route.flight is not None:
-            self._gateway.dispatcher.flights.end(route.flight, computed=True)
-        report = await arrived(expected, self._gateway.settings.report_ms_max)
-        counted = route.prefill if route.through_prefill else report
-        cached = self._count(counted, report)
-        headers = call.headers | {
-            "x-headstart-route": route.name,
-            "x-headstart-worker": leg.worker,
-            "x-headstart-cached-tokens": str(cached),
-            "x-headstart-cache-source": _sources(counted),
-        }
-        if call.explains:
-            headers["x-headstart-explanation"] = explanation(route.ways)
-        call.status = 200
-        self._gateway.metrics.ttft.labels(route.name).observe(time.monotonic() - call.started)
-        if not streams:
-            whole = patch_json(first, cached)
-            await _start(call, headers | {"content-type": "application/json", "content-length": str(len(whole))})
-            await call.send({"type": "http.response.body", "body": whole})
-            return
-        await _start(call, headers | {"content-type": answer.headers.get("content-type", "text/event-stream"), "cache-control": "no-cache"})
-        patcher = EventPatcher(cached)
-        piece = first
-        while piece:
-            leg.tokens += piece.count(EVENT_END)
-            events = patcher.feed(piece)
-            if events:
-                await call.send({"type": "http.response.body", "body": events, "more_body": True})
-            piece = await answer.content.readany()
-        await call.send({"type": "http.response.body", "body": patcher.flush()})
-
-    def _count(self, counted: Report | None, report: Report | None) -> int:
-        """Cached tokens: those that nobody computed for this request."""
-        metrics = self._gateway.metrics
-        if report is not None:
-            metrics.prompt_tokens.inc(report.prompt_tokens)
-        if counted is None:
-            return 0
-        metrics.cached_tokens.labels("hbm").inc(counted.hbm_tokens)
-        for tier, tokens in counted.pulled.items():
-            metrics.cached_tokens.labels(tier).inc(tokens)
-        return counted.hbm_tokens + counted.pulled_tokens
-
-    async def _break_off(self, call: Call) -> None:
-        """Ends a stream whose worker died: an error event and no [DONE], so that no client takes it for the whole answer."""
-        error = ApiError(502, "the worker that generated this answer died; the answer is incomplete", code="worker_died")
-        await call.send({"type": "http.response.body", "body": b"data: " + error.body() + b"\n\n"})
-
     async def _answer(self, call: Call, scope: Scope, receive: Receive, response: Response) -> None:
         call.status = response.status_code
         await response(scope, receive, call.send)
-
-
-async def _first_event(worker: str, answer: aiohttp.ClientResponse) -> bytes:
-    """The stream's beginning, at least one event of it. Raises LegFailed where that is the engine's own failure.
-
-    vLLM has answered 200 by the time it finds its engine dead; nothing has reached the client yet, so another worker can take over.
-    """
-    first = b""
-    while b"\n\n" not in first:
-        piece = await answer.content.readany()
-        if not piece:
-            break
-        first += piece
-    if not first:
-        raise LegFailed(f"{worker} ended its answer before it began")
-    if is_engine_failure(first):
-        raise LegFailed(f"{worker} failed as it began to answer")
-    return first
-
-
-async def _start(call: Call, headers: dict[str, str]) -> None:
-    call.sent = True
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await call.send({"type": "http.response.start", "status": 200, "headers": raw})
-
-
-def _sources(report: Report | None) -> str:
-    if report is None:
-        return "none"
-    found = [name for name, tokens in [("hbm", report.hbm_tokens), *report.pulled.items()] if tokens]
-    return ",".join(found) or "none"
 
 
 async def _read_body(receive: Receive, headers: dict[bytes, bytes], bytes_max: int) -> bytes:

@@ -24,44 +24,75 @@ class Answer:
     asked: Asked
     token_ids: list[int] = field(default_factory=list)
     cached_tokens: int = 0
+    stop_reason: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
+    _text: str = ""
+    _said: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last token has come."""
+        return self.stop_reason is not None or len(self.token_ids) == self.asked.max_tokens
+
+    def take(self, tokens: Sequence[int]) -> tuple[list[int], str]:
+        """The next tokens come: those of them that belong to the answer, and the text that can be said by now.
+
+        As in vLLM, text that a stop string may begin with is held back, and so are as many characters whatever they are.
+        """
+        taken = []
+        for token in tokens:
+            if self.ended:
+                break
+            taken.append(token)
+            self.token_ids.append(token)
+            before = len(self._text)
+            self._text += text_of([token])
+            found = [(place, stop) for stop in self.asked.stop if (place := self._text.find(stop, max(0, before - len(stop) + 1))) >= 0]
+            if found:
+                place, self.stop_reason = min(found)
+                self._text = self._text[:place]
+        kept = 0 if self.ended else max((len(stop) - 1 for stop in self.asked.stop), default=0)
+        said, self._said = self._said, max(self._said, len(self._text) - kept)
+        return taken, self._text[said : self._said]
 
     def first_event(self) -> bytes:
         """What a stream begins with; b"" where it begins with a token."""
         if not self.asked.chat:
             return b""
         choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-        return self._event([choice])
+        return self._event([choice], {"prompt_token_ids": self.asked.prompt} if self.asked.return_token_ids else {})
 
     def event(self, tokens: Sequence[int]) -> bytes:
         """A stream's next tokens."""
-        self.token_ids += tokens
-        last = len(self.token_ids) == self.asked.max_tokens
-        text = text_of(tokens)
-        choice: dict[str, Any] = {"index": 0, "finish_reason": "length" if last else None}
+        first = not self.token_ids
+        taken, text = self.take(tokens)
+        choice: dict[str, Any] = {"index": 0} | self._finish()
         choice |= {"delta": {"content": text}} if self.asked.chat else {"text": text}
         if self.asked.return_token_ids:
-            choice["token_ids"] = tokens
+            choice["token_ids"] = taken
+            if not self.asked.chat:
+                choice["prompt_token_ids"] = self.asked.prompt if first else None
         return self._event([choice])
 
     def last_events(self) -> bytes:
         """What a stream ends with."""
-        return (self._event([], self._usage()) if self.asked.include_usage else b"") + DONE
+        return (self._event([], {"usage": self._usage()}) if self.asked.include_usage else b"") + DONE
+
+    def _finish(self) -> dict[str, Any]:
+        reason = None if not self.ended else "length" if self.stop_reason is None else "stop"
+        return {"finish_reason": reason, "stop_reason": self.stop_reason}
 
     def whole(self) -> bytes:
         """The answer that is no stream."""
-        text = text_of(self.token_ids)
-        choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
-        choice |= {"message": {"role": "assistant", "content": text}} if self.asked.chat else {"text": text}
+        choice: dict[str, Any] = {"index": 0} | self._finish()
+        choice |= {"message": {"role": "assistant", "content": self._text}} if self.asked.chat else {"text": self._text}
         if self.asked.return_token_ids:
             choice |= {"token_ids": self.token_ids}
         name = "chat.completion" if self.asked.chat else "text_completion"
         return msgspec.json.encode(self._frame(name, [choice]) | {"usage": self._usage()})
 
-    def _event(self, choices: Sequence[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
-        body = self._frame("chat.completion.chunk" if self.asked.chat else "text_completion", choices)
-        if usage is not None:
-            body["usage"] = usage
+    def _event(self, choices: Sequence[dict[str, Any]], more: dict[str, Any] | None = None) -> bytes:
+        body = self._frame("chat.completion.chunk" if self.asked.chat else "text_completion", choices) | (more or {})
         return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
     def _frame(self, name: str, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -132,9 +132,9 @@ class Api:
         try:
             if understood.stream:
                 return await self._stream(request, answer, waiting)
-            for _ in range(understood.max_tokens):
+            while not answer.ended:
                 sampled = await waiting.get()
-                answer.token_ids.append(sampled.token)
+                answer.take([sampled.token])
             answer.cached_tokens = sampled.cached_tokens
             return web.Response(body=answer.whole(), content_type="application/json")
         finally:
@@ -149,15 +149,13 @@ class Api:
         await response.prepare(request)
         if first := answer.first_event():
             await response.write(first)
-        last = False
-        while not last:
+        while not answer.ended:
             sampled = [await waiting.get()]
             while not waiting.empty():
                 sampled.append(waiting.get_nowait())
-            last = sampled[-1].last
             answer.cached_tokens = sampled[-1].cached_tokens
             event = answer.event([one.token for one in sampled])
-            await response.write(event + answer.last_events() if last else event)
+            await response.write(event + answer.last_events() if answer.ended else event)
         await response.write_eof()
         return response
 

@@ -60,11 +60,10 @@ class Ask:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A token for a request; ``last`` with its last one. ``cached_tokens`` of the prompt were not computed by this engine."""
+    """A token for a request. ``cached_tokens`` of the prompt were not computed by this engine."""
 
     request_id: str
     token: int
-    last: bool
     cached_tokens: int
 
 
@@ -175,7 +174,7 @@ class SimulatedEngine(threading.Thread):
         for work in ended:
             self.model.forget(work.request_id)
         found = [
-            Sampled(part.work.request_id, token, part.work in ended, part.work.cached_tokens)
+            Sampled(part.work.request_id, token, part.work.cached_tokens)
             for part, token in zip(step.parts, sampled, strict=True)
             if token is not None
         ]

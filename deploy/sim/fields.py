@@ -10,7 +10,7 @@ from deploy.sim.profile import Profile
 from deploy.sim.vocabulary import VOCABULARY, chat_prompt, tokenised
 
 _MAX_TOKENS = 16
-_NOT_SIMULATED = ("echo", "logprobs", "prompt_logprobs", "stop", "suffix", "use_beam_search", "prompt_embeds", "response_format", "tools")
+_NOT_SIMULATED = ("echo", "logprobs", "prompt_logprobs", "suffix", "use_beam_search", "prompt_embeds", "response_format", "tools")
 
 
 class Refused(Exception):
@@ -27,6 +27,7 @@ class Asked:
     stream: bool
     include_usage: bool
     return_token_ids: bool
+    stop: list[str]
     salt: str
     transfer: TransferParams | None
 
@@ -73,9 +74,17 @@ def asked(body: Any, profile: Profile, *, chat: bool) -> Asked:
         stream=bool(body.get("stream")),
         include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
         return_token_ids=bool(body.get("return_token_ids")),
+        stop=_stop_strings(body.get("stop")),
         salt=body.get("cache_salt") or "",
         transfer=transfer_params(parameters),
     )
+
+
+def _stop_strings(given: Any) -> list[str]:
+    found = [given] if isinstance(given, str) else given or []
+    if not isinstance(found, list) or not all(isinstance(text, str) and text for text in found):
+        raise Refused("stop is a text or a list of texts, none of them empty")
+    return found
 
 
 def _checked(prompt: Any) -> list[int]:

@@ -1,0 +1,241 @@
+"""The decode leg: from the worker that is chosen to the answer's last byte, and on with another worker where that one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from dataclasses import dataclass, field
+
+import aiohttp
+from starlette.types import Send
+
+from cachebus.messages import Report
+from router.dispatch import Route
+from router.errors import ApiError
+from router.explain import explanation
+from router.fields import COMPLETIONS, decode_body
+from router.fleet import Leg
+from router.gateway import Gateway
+from router.legs import EngineAnswer, LegBroken, LegFailed
+from router.policies import Chosen
+from router.reports import arrived
+from router.resume import DecodeRequest, next_leg, transcript_for, with_ids
+from router.transcript import Diverged, EngineFailed, Transcript
+from router.usage import EVENT_END, EventPatcher, is_engine_failure, patch_json
+
+log = logging.getLogger("headstart.router")
+
+DECODE_ATTEMPTS = 3
+"""Workers in a row that may fail without a token that the client did not have."""
+RETRY_SECONDS = 1
+
+
+@dataclass
+class Call:
+    """A request under way. ``sent``: whether its answer has begun; ``cached``: how many cached tokens its headers tell of.
+
+    ``explains``: whether its client asked why it goes the way it goes;
+    ``transcript`` is what its client has of a stream that another worker could go on with.
+    """
+
+    path: str
+    send: Send
+    request_id: str = field(default_factory=lambda: secrets.token_hex(16))
+    started: float = field(default_factory=time.monotonic)
+    route: str = "none"
+    status: int = 500
+    sent: bool = False
+    explains: bool = False
+    cached: int = 0
+    transcript: Transcript | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that every answer carries."""
+        return {"x-request-id": self.request_id}
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the client has, as far as they are counted."""
+        return 0 if self.transcript is None else len(self.transcript.ids)
+
+    async def pass_on(self, data: bytes, *, more: bool = True) -> None:
+        """Sends a piece of the body."""
+        if data or not more:
+            await self.send({"type": "http.response.body", "body": data, "more_body": more})
+
+
+class Decoding:
+    """Decode legs of one endpoint."""
+
+    def __init__(self, gateway: Gateway, path: str) -> None:
+        self._gateway, self._path = gateway, path
+
+    async def run(self, call: Call, asked: DecodeRequest, route: Route) -> None:
+        """Answers a call. Raises ApiError or EngineAnswer where nothing was sent yet; later an error event ends the stream."""
+        call.transcript = transcript_for(self._path, asked.body)
+        if call.transcript is not None:
+            asked = DecodeRequest(with_ids(asked.body), asked.token_ids)
+        tried: set[str] = set()
+        failures, from_prompt = 0, False
+        while failures < DECODE_ATTEMPTS and (chosen := self._choose(call, tried, route)) is not None:
+            worker = chosen.worker
+            tried.add(worker.worker)
+            request, had = asked, call.tokens
+            if call.sent and call.transcript is not None:
+                request = next_leg(self._path, asked, call.transcript, from_prompt=from_prompt, takes_ids=worker.takes_prompt_token_ids)
+            try:
+                await self._leg(call, chosen, route, request)
+                return
+            except (LegFailed, EngineFailed, EngineAnswer, Diverged, *LegBroken) as error:
+                if isinstance(error, EngineAnswer) and not call.sent:
+                    raise
+                log.warning("request %s: decode on %s failed: %s", call.request_id, worker.worker, error or type(error).__name__)
+                if isinstance(error, Diverged | EngineAnswer):
+                    if request is asked:
+                        break
+                    # What can't be continued may be computed again from the prompt, there too.
+                    tried.discard(worker.worker)
+                    from_prompt = True
+            failures = 1 if call.tokens > had else failures + 1
+            if call.sent and await self._is_over(call, asked):
+                return
+        if not call.sent:
+            raise ApiError(502, "the decode workers tried failed to answer", code="workers_failed", retry_seconds=RETRY_SECONDS)
+        await self._break_off(call)
+
+    def _choose(self, call: Call, tried: set[str], route: Route) -> Chosen | None:
+        """The next one to ask; None where nobody is left to go on with a stream. Raises ApiError where nothing was sent yet."""
+        if call.sent and (call.transcript is None or not call.transcript.resumable):
+            return None
+        try:
+            return self._gateway.choose_decode_worker(route.ask, tried)
+        except ApiError:
+            if not call.sent:
+                raise
+            return None
+
+    async def _is_over(self, call: Call, asked: DecodeRequest) -> bool:
+        """Whether the client had the last token before the worker died: then what is left to say needs no engine."""
+        transcript = call.transcript
+        if transcript is None or not transcript.resumable or not transcript.finished:
+            return False
+        with_usage = bool((asked.body.get("stream_options") or {}).get("include_usage"))
+        end = EventPatcher(call.cached).feed(transcript.closing(with_usage=with_usage))
+        self._gateway.metrics.resumed.labels("ended").inc()
+        await call.pass_on(end, more=False)
+        return True
+
+    async def _leg(self, call: Call, chosen: Chosen, route: Route, request: DecodeRequest) -> None:
+        gateway, worker = self._gateway, chosen.worker
+        transfer_id = secrets.token_hex(8)
+        report = gateway.dispatcher.reports.expect(transfer_id)
+        useful = self._path == COMPLETIONS or worker.takes_prompt_token_ids
+        data = decode_body(self._path, request.body, transfer_id, request.token_ids if useful else None)
+        leg = gateway.fleet.begin(worker, chosen.way.compute, time.monotonic())
+        try:
+            async with gateway.legs.decode(worker, self._path, data, call.request_id) as answer:
+                if answer.content_type == "text/event-stream":
+                    await self._stream(call, leg, route, answer, report)
+                else:
+                    await self._whole(call, leg, route, answer, report)
+        finally:
+            gateway.fleet.end(leg, time.monotonic())
+            gateway.dispatcher.reports.forget(transfer_id)
+
+    async def _whole(self, call: Call, leg: Leg, route: Route, answer: aiohttp.ClientResponse, expected: asyncio.Future[Report]) -> None:
+        raw = await answer.read()
+        if call.sent:
+            raise LegFailed(f"{leg.worker} answered a stream with something else")
+        headers = await self._begun(call, leg, route, expected)
+        whole = patch_json(raw, call.cached)
+        await _start(call, headers | {"content-type": "application/json", "content-length": str(len(whole))})
+        await call.pass_on(whole, more=False)
+
+    async def _stream(self, call: Call, leg: Leg, route: Route, answer: aiohttp.ClientResponse, expected: asyncio.Future[Report]) -> None:
+        piece = await _first_event(leg.worker, answer)
+        if not call.sent:
+            headers = await self._begun(call, leg, route, expected)
+            await _start(call, headers | {"content-type": answer.headers.get("content-type", "text/event-stream"), "cache-control": "no-cache"})
+        elif call.transcript is not None:
+            self._gateway.fleet.token(leg, time.monotonic())
+            how = "continued" if call.transcript.continues else "computed again"
+            self._gateway.metrics.resumed.labels(how).inc()
+            log.info("request %s: %s goes on after %d tokens, %s", call.request_id, leg.worker, call.tokens, how)
+        patcher, transcript = EventPatcher(call.cached), call.transcript
+        while piece:
+            leg.tokens += piece.count(EVENT_END)
+            await call.pass_on(patcher.feed(piece if transcript is None else transcript.feed(piece)))
+            piece = await answer.content.readany()
+        if transcript is not None and not transcript.done:
+            raise LegFailed(f"{leg.worker} ended its stream in the middle")
+        await call.pass_on(patcher.flush(), more=False)
+
+    async def _begun(self, call: Call, leg: Leg, route: Route, expected: asyncio.Future[Report]) -> dict[str, str]:
+        """The first token is there: the headers, and what is counted once a request."""
+        gateway = self._gateway
+        gateway.fleet.token(leg, time.monotonic())
+        if route.flight is not None:
+            gateway.dispatcher.flights.end(route.flight, computed=True)
+        report = await arrived(expected, gateway.settings.report_ms_max)
+        counted = route.prefill if route.through_prefill else report
+        call.cached, call.status = self._count(counted, report), 200
+        gateway.metrics.ttft.labels(route.name).observe(time.monotonic() - call.started)
+        headers = call.headers | {
+            "x-headstart-route": route.name,
+            "x-headstart-worker": leg.worker,
+            "x-headstart-cached-tokens": str(call.cached),
+            "x-headstart-cache-source": _sources(counted),
+        }
+        return headers | ({"x-headstart-explanation": explanation(route.ways)} if call.explains else {})
+
+    def _count(self, counted: Report | None, report: Report | None) -> int:
+        """Cached tokens: those that nobody computed for this request."""
+        metrics = self._gateway.metrics
+        if report is not None:
+            metrics.prompt_tokens.inc(report.prompt_tokens)
+        if counted is None:
+            return 0
+        metrics.cached_tokens.labels("hbm").inc(counted.hbm_tokens)
+        for tier, tokens in counted.pulled.items():
+            metrics.cached_tokens.labels(tier).inc(tokens)
+        return counted.hbm_tokens + counted.pulled_tokens
+
+    async def _break_off(self, call: Call) -> None:
+        """Ends a stream whose worker died: an error event and no [DONE], so that no client takes it for the whole answer."""
+        self._gateway.metrics.resumed.labels("broken off").inc()
+        error = ApiError(502, "the worker that generated this answer died; the answer is incomplete", code="worker_died")
+        await call.pass_on(b"data: " + error.body() + b"\n\n", more=False)
+
+
+async def _first_event(worker: str, answer: aiohttp.ClientResponse) -> bytes:
+    """The stream's beginning, at least one event of it. Raises LegFailed where that is the engine's own failure.
+
+    vLLM has answered 200 by the time it finds its engine dead; nothing has reached the client yet, so another worker can take over.
+    """
+    first = b""
+    while b"\n\n" not in first:
+        piece = await answer.content.readany()
+        if not piece:
+            break
+        first += piece
+    if not first:
+        raise LegFailed(f"{worker} ended its answer before it began")
+    if is_engine_failure(first):
+        raise LegFailed(f"{worker} failed as it began to answer")
+    return first
+
+
+async def _start(call: Call, headers: dict[str, str]) -> None:
+    call.sent = True
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await call.send({"type": "http.response.start", "status": 200, "headers": raw})
+
+
+def _sources(report: Report | None) -> str:
+    if report is None:
+        return "none"
+    found = [name for name, tokens in [("hbm", report.hbm_tokens), *report.pulled.items()] if tokens]
+    return ",".join(found) or "none"
