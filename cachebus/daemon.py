@@ -17,6 +17,7 @@ from pathlib import Path
 from cachebus import census, holder, zeromq
 from cachebus.below import Below
 from cachebus.chunk import key_id
+from cachebus.claims import Claims
 from cachebus.codec import decode_request, encode_events, encode_reply
 from cachebus.directory import Directory
 from cachebus.effects import Answer, Effect, Publish, Start, WipeRecord, WriteRecord
@@ -58,6 +59,7 @@ from cachebus.messages import (
 )
 from cachebus.messages_hbm import OpenHbm, ReportHbm
 from cachebus.messages_peers import Lend, Missed
+from cachebus.messages_routers import Claim, EndClaim, TellLoads
 from cachebus.messages_tools import CHUNKS_MAX, ListChunks
 from cachebus.metrics import BusMetrics
 from cachebus.node import Node
@@ -98,6 +100,7 @@ class Daemon:
         self._epoch = time.time_ns() // 1_000_000
         self._seq = 0
         self._members = Members()
+        self._claims = Claims()
         self._node = Node(cache, security, region.data) if cache.node_port else None
         sockets = self._node.sockets if self._node else None
         self._server = zeromq.Server(address(run_dir, zeromq.REQUESTS), address(run_dir, zeromq.EVENTS), sockets)
@@ -122,7 +125,12 @@ class Daemon:
         self._messages: Counter[str] = Counter()
         self._ending = ending or threading.Event()
         self._events: list[Event] = []
-        self._handlers: dict[type, Callable[..., list[Effect]]] = {
+        self._handlers = self._make_handlers()
+        self._carry_out(self._below.changes())
+        self._adopt()
+
+    def _make_handlers(self) -> dict[type, Callable[..., list[Effect]]]:
+        return {
             Hello: self._hello,
             Ping: self._ping,
             Snapshot: self._snapshot,
@@ -146,9 +154,10 @@ class Daemon:
             Lend: self._lend,
             OpenHbm: lambda c, t, r: self._members.open_hbm(c, t, r, _now_ms()),
             ReportHbm: lambda c, t, r: self._members.report_hbm(c, t, r, _now_ms()),
+            Claim: lambda c, t, r: self._claims.claim(c, t, r, _now_ms()),
+            EndClaim: lambda c, t, r: self._claims.end(r),
+            TellLoads: lambda c, t, r: self._claims.tell(c, t, r, _now_ms()),
         }
-        self._carry_out(self._below.changes())
-        self._adopt()
 
     def _adopt(self) -> None:
         living = holder.living(self._run_dir)
@@ -178,6 +187,7 @@ class Daemon:
                 upkeep_at = now + UPKEEP_MS
                 self._carry_out(self._directory.upkeep(now, self._cache.chunk_ttl_seconds))
                 self._carry_out(self._members.hbm.end_silent(now))
+                self._claims.end_silent(now)
             if now >= reap_at:
                 reap_at = now + REAP_MS
                 self._reap()
@@ -213,6 +223,7 @@ class Daemon:
             **{f"hbm_chunks_{worker}": count for worker, count in self._members.hbm.counts().items()},
             "hbm_gaps_total": self._members.hbm.gaps,
             "engines": len(self._members.engines),
+            **self._claims.counts(),
             "lent": len(self._node.lending) if self._node else 0,
             "holders": len(self._holders),
             "events": self._seq,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from cachebus.chunk import TENANT_BYTES
 from cachebus.messages_hbm import HbmChanged, HbmOpened, HbmRequest
 from cachebus.messages_peers import Lend, Lent, Missed
+from cachebus.messages_routers import Claimed, OtherLoads, RouterRequest
 from cachebus.messages_tools import Chunks, ListChunks
 from cachebus.wire import Message, Role, Tier
 
@@ -374,6 +375,23 @@ Request = (
     | Leave
     | Lend
     | HbmRequest
+    | RouterRequest
 )
-Reply = Welcome | Pong | Done | Denied | Granted | Reserved | Chunks | Count | StatReply | SnapshotReply | Lent | Missed | HbmOpened
+Reply = (
+    Welcome
+    | Pong
+    | Done
+    | Denied
+    | Granted
+    | Reserved
+    | Chunks
+    | Count
+    | StatReply
+    | SnapshotReply
+    | Lent
+    | Missed
+    | HbmOpened
+    | Claimed
+    | OtherLoads
+)
 Event = Stored | Removed | WorkerUp | WorkerDown | Report | HbmChanged

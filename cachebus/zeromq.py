@@ -133,6 +133,28 @@ class Requester:
         self._context.destroy(linger=_LINGER_MS)
 
 
+class AsyncRequests:
+    """A client's socket alone, for asyncio."""
+
+    def __init__(self, requests: str) -> None:
+        self._context = zmq.asyncio.Context(io_threads=1)
+        self._dealer = self._context.socket(zmq.DEALER)
+        _limit(self._dealer)
+        self._dealer.connect(requests)
+
+    async def send(self, frame: bytes) -> None:
+        """Queues a request."""
+        await self._dealer.send(frame)
+
+    async def receive(self) -> bytes:
+        """The next reply."""
+        return await self._dealer.recv()
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self._context.destroy(linger=0)
+
+
 class AsyncPeer:
     """A client's socket and a subscription to the daemon's events, for asyncio."""
 

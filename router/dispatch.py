@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cachebus.colleagues import Colleagues
 from cachebus.keys import chunk_keys, root_key
 from cachebus.messages import Report, Worker
 from cachebus.watch import Watch
@@ -26,6 +27,11 @@ log = logging.getLogger("headstart.router")
 PREFILL_ATTEMPTS = 2
 ROUNDS_MAX = 16
 _SETTLE_SECONDS_MAX = 1.0
+_ASK_AGAIN_SECONDS = 0.25
+
+
+class _ComputedElsewhere(Exception):
+    """Another router has had it computed."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,12 @@ class Route:
 class Dispatcher:
     """Decides and runs prefill legs."""
 
-    def __init__(self, settings: RouterSettings, watch: Watch, fleet: Fleet, legs: Legs, metrics: RouterMetrics) -> None:
+    def __init__(self, settings: RouterSettings, watch: Watch, colleagues: Colleagues, fleet: Fleet, legs: Legs, metrics: RouterMetrics) -> None:
         self._settings, self._watch, self._fleet, self._legs, self._metrics = settings, watch, fleet, legs, metrics
+        self._colleagues = colleagues
         self.learnt = Learnt()
         self.policy = make_policy(settings, watch.replica, fleet, self.learnt)
-        self.flights = Flights(watch.replica)
+        self.flights = Flights(watch.replica, lambda flight: colleagues.end(flight.claim))
         self.reports = Reports()
 
     async def prepare(self, worker: Worker, token_ids: Sequence[int], request_id: str) -> Route:
@@ -89,21 +96,55 @@ class Dispatcher:
                 if replica.known_prefix(keys) <= known:
                     # Nothing of it was kept: to wait for the next in line would only make a queue of all.
                     return Route(False, ask, ways=ways)
-        wanted, until = keys[known:], time.monotonic() + ways[0].own
-        if not ways[0].prefill:
-            # What is computed on the way to the first token is soon there for all.
-            flies = ways[0].tokens >= max(ask.chunk_tokens, self._settings.prefill_tokens_min)
-            return Route(False, ask, flight=self.flights.start(wanted, None, until) if flies else None, ways=ways)
-        flight = self.flights.start(wanted, self._prefill(ask, token_ids, known, request_id), until)
-        assert flight.task is not None
+        return await self._lead(ask, ways, token_ids, known, request_id, deadline)
+
+    async def _lead(self, ask: Ask, ways: list[Way], token_ids: Sequence[int], known: int, request_id: str, deadline: float) -> Route:
+        """Takes the first of ``ways``, of whose chunks the first ``known`` are stored, unless another router is at it."""
+        wanted, until, claim = ask.keys[known:], time.monotonic() + ways[0].own, self._colleagues.new_number()
+        through_prefill = bool(ways[0].prefill)
+        # What is computed on the way to the first token is soon there for all.
+        if not through_prefill and ways[0].tokens < max(ask.chunk_tokens, self._settings.prefill_tokens_min):
+            return Route(False, ask, ways=ways)
+
+        async def compute() -> Report | None:
+            if await self._others_do(ask, ways[0], known, claim, deadline):
+                raise _ComputedElsewhere
+            return await self._prefill(ask, token_ids, known, request_id)
+
+        flight = self.flights.start(wanted, compute() if through_prefill else None, until, claim)
+        if flight.task is None:
+            try:
+                theirs = await self._others_do(ask, ways[0], known, claim, deadline)
+            except BaseException:
+                self.flights.end(flight, computed=False)
+                raise
+            if theirs:
+                self.flights.end(flight, computed=True)
+            return Route(False, ask, flight=None if theirs else flight, ways=ways)
         try:
             await asyncio.wait([flight.task])
             return Route(True, ask, prefill=flight.task.result(), ways=ways)
+        except _ComputedElsewhere:
+            return Route(False, ask, ways=ways)
         except LegFailed as error:
             log.warning("request %s: %s; its decode worker computes the prompt", request_id, error)
-            return Route(False, ask, flight=self.flights.start(wanted, None, until), ways=ways)
+            return Route(False, ask, flight=self.flights.start(wanted, None, until, claim), ways=ways)
         finally:
             flight.leave()
+
+    async def _others_do(self, ask: Ask, way: Way, known: int, claim: int, deadline: float) -> bool:
+        """Claims what comes after the first ``known`` chunks; True where another router had it computed meanwhile.
+
+        While another has the claim, and waiting for it is the sooner, it is asked for again and again: routers may die without a word.
+        """
+        while True:
+            claimed = await self._colleagues.claim(claim, ask.keys[known:], way.own)
+            now, theirs = time.monotonic(), known + claimed.chunks
+            if claimed.granted or now >= deadline or not self.policy.waits(ask, way, now + claimed.seconds, theirs, now):
+                return False
+            await self.flights.settled(ask.keys[:theirs], _ASK_AGAIN_SECONDS)
+            if self._watch.replica.known_prefix(ask.keys) >= theirs:
+                return True
 
     async def _prefill(self, ask: Ask, token_ids: Sequence[int], known: int, request_id: str) -> Report | None:
         """Has the prompt of ``ask`` computed, of which the first ``known`` chunks are stored."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from cachebus.messages import Worker
+from cachebus.messages_routers import WorkerLoad
 from cachebus.wire import Role
 from router.costs import Load
 
@@ -24,6 +25,9 @@ _TOKENS_ASSUMED = 128.0
 def candidates(workers: Iterable[Worker], role: Role, model: str | None, without: Collection[str] = ()) -> list[Worker]:
     """Those that may take a leg: of ``role``, serving ``model`` (None: any), not draining, none of ``without``."""
     return [w for w in workers if w.role == role and not w.draining and model in (None, w.model) and w.worker not in without]
+
+
+_NOTHING = WorkerLoad(0, 0, 0.0)
 
 
 @dataclass(eq=False)
@@ -44,9 +48,10 @@ class Leg:
 
 
 class Fleet:
-    """Legs under way by worker, in the order in which they began."""
+    """Legs under way by worker, in the order in which they began. ``others`` says what other routers have there."""
 
     def __init__(self) -> None:
+        self.others: Callable[[], Mapping[str, WorkerLoad]] = dict
         self.in_flight: Counter[str] = Counter()
         self._legs: dict[str, list[Leg]] = {}
         self._work: dict[Role, tuple[float, float]] = {}
@@ -78,14 +83,25 @@ class Fleet:
 
     def load(self, worker: str, now: float) -> Load:
         """What a worker has before it. Prompts are computed one after the other; one that takes longer than was told ends now."""
+        own, theirs = self._own(worker, now), self.others().get(worker, _NOTHING)
+        running = own.running + theirs.running
+        return Load(own.backlog_seconds + theirs.backlog_seconds, running, self._pace.joining(running))
+
+    def requests(self, worker: str) -> int:
+        """All that routers have there."""
+        return self.in_flight[worker] + self.others().get(worker, _NOTHING).in_flight
+
+    def told(self, now: float) -> dict[str, WorkerLoad]:
+        """This router's own, for other routers."""
+        return {worker: self._own(worker, now) for worker, legs in self._legs.items() if legs}
+
+    def _own(self, worker: str, now: float) -> WorkerLoad:
         legs = self._legs.get(worker, [])
         until = float("-inf")
         for leg in legs:
             if leg.first_token is None:
                 until = max(now, (until if leg.turn is None else leg.turn) + leg.seconds)
-        until = max(now, until)
-        running = sum(leg.first_token is not None for leg in legs)
-        return Load(until - now, running, self._pace.joining(running))
+        return WorkerLoad(len(legs), sum(leg.first_token is not None for leg in legs), max(now, until) - now)
 
     @staticmethod
     def _give_turn(legs: list[Leg], now: float) -> None:

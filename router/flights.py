@@ -7,7 +7,7 @@ does. When it fails, all wake and decide anew, so the first of them to do so bec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 
@@ -22,11 +22,12 @@ class Flight:
     """One computation. ``task`` is None where the computation is a request's own decode leg, which ends it itself.
 
     ``computed``: it ended well, so whatever of its chunks is not stored by now never will be. ``until``: when it is thought to end.
+    ``claim``: the number under which other routers hear of it.
     """
 
-    def __init__(self, keys: Sequence[bytes], until: float) -> None:
+    def __init__(self, keys: Sequence[bytes], until: float, claim: int) -> None:
         self.keys = frozenset(keys)
-        self.until = until
+        self.until, self.claim = until, claim
         self.task: asyncio.Task[Any] | None = None
         self.ended = False
         self.computed = False
@@ -44,16 +45,16 @@ class Flight:
 
 
 class Flights:
-    """The flights under way, by the chunks they compute."""
+    """The flights under way, by the chunks they compute. ``ended`` hears of each that ends."""
 
-    def __init__(self, known: Known) -> None:
-        self._known = known
+    def __init__(self, known: Known, ended: Callable[[Flight], None] = lambda flight: None) -> None:
+        self._known, self._ended = known, ended
         self._by_key: dict[bytes, Flight] = {}
         self._changed = asyncio.Event()
 
-    def start(self, keys: Sequence[bytes], computation: Coroutine[Any, Any, Any] | None, until: float) -> Flight:
+    def start(self, keys: Sequence[bytes], computation: Coroutine[Any, Any, Any] | None, until: float, claim: int) -> Flight:
         """Begins a flight over ``keys``; the caller has joined it."""
-        flight = Flight(keys, until)
+        flight = Flight(keys, until, claim)
         flight.join()
         for key in keys:
             self._by_key.setdefault(key, flight)
@@ -71,6 +72,7 @@ class Flights:
         for key in flight.keys:
             if self._by_key.get(key) is flight:
                 del self._by_key[key]
+        self._ended(flight)
         self.wake()
 
     def wake(self) -> None:

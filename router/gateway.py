@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+from cachebus.colleagues import Colleagues
 from cachebus.errors import BusUnavailable
 from cachebus.messages import Event, Report, Stored, Worker, WorkerDown, WorkerUp
 from cachebus.watch import Watch
@@ -33,19 +34,23 @@ class Gateway:
         self.requests = 0
         """Requests under way, refused ones included."""
         self.watch = Watch(run_dir, self._heard)
+        self.colleagues = Colleagues(run_dir, lambda: self.fleet.told(time.monotonic()))
+        self.fleet.others = lambda: self.colleagues.loads
 
     async def start(self) -> None:
         """Connects to the bus. Raises BusUnavailable."""
         self.legs = Legs(self.settings.connect_seconds_max)
-        self.dispatcher = Dispatcher(self.settings, self.watch, self.fleet, self.legs, self.metrics)
+        self.dispatcher = Dispatcher(self.settings, self.watch, self.colleagues, self.fleet, self.legs, self.metrics)
         try:
             await self.watch.start(BUS_SECONDS_MAX)
         except BusUnavailable:
             await self.legs.close()
             raise
+        await self.colleagues.start()
 
     async def close(self) -> None:
         """Lets go of the bus and the workers."""
+        await self.colleagues.close()
         await self.watch.close()
         await self.legs.close()
 

@@ -106,8 +106,8 @@ class ByRule:
         if not able:
             return None
         equals = self._equals(role, able, self._hbm_chunks(ask.keys))
-        loads = self._fleet.in_flight if self._settings.policy != "round_robin" else {}
-        taken = self._turns.took(min(equals, key=lambda w: (loads.get(w.worker, 0), *self._turns.place(w))))
+        counts = self._settings.policy != "round_robin"
+        taken = self._turns.took(min(equals, key=lambda w: (self._fleet.requests(w.worker) if counts else 0, *self._turns.place(w))))
         return Chosen(taken, Way())
 
     def leg_took(self, way: Way, seconds: float) -> None:
@@ -117,7 +117,9 @@ class ByRule:
         return self._replica.hbm_prefixes(keys) if self._settings.policy == "prefix_affinity" else {}
 
     def _equals(self, role: Role, able: Sequence[Worker], chunks: Mapping[str, int]) -> Sequence[Worker]:
-        return warmest(role, able, self._fleet.in_flight, chunks) if self._settings.policy == "prefix_affinity" else able
+        if self._settings.policy != "prefix_affinity":
+            return able
+        return warmest(role, able, {w.worker: self._fleet.requests(w.worker) for w in able}, chunks)
 
 
 def warmest(role: Role, able: Sequence[Worker], in_flight: Mapping[str, int], hbm_chunks: Mapping[str, int]) -> list[Worker]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,7 +11,10 @@ from typing import Any
 import pytest
 from engine_double import EngineDouble
 from router_under_test import MakeEngine, RouterUnderTest
-from tests_shared import Bus, wait_for
+from tests_shared import ANSWER_MS, NAMESPACE, Bus, wait_for
+
+from cachebus.keys import chunk_keys, root_key
+from cachebus.messages_routers import Claim
 
 LONG = "x" * 1100
 
@@ -132,3 +137,49 @@ def test_a_full_router_says_so(bus: Bus, make_engine: MakeEngine) -> None:
         ask(router, "z")
     finally:
         router.stop()
+
+
+@pytest.mark.parametrize("held", ["prefill", "decode"])
+def test_what_one_router_has_computed_another_does_not_compute(bus: Bus, make_engine: MakeEngine, router: RouterUnderTest, held: str) -> None:
+    """Through prefill, and, where there is none, on the first one's decode worker."""
+    busy = make_engine("p" if held == "prefill" else "d", held)
+    if held == "prefill":
+        make_engine("d", "decode")
+    second = RouterUnderTest(bus)
+    keys = chunk_keys(root_key(NAMESPACE), [ord(c) for c in LONG], 256)
+    try:
+        for one in (router, second):
+            one.knows(2 if held == "prefill" else 1)
+        busy.hold.clear()
+        with ThreadPoolExecutor(2) as pool:
+            answers = [pool.submit(ask, router, LONG)]
+            wait_for(lambda: len(busy.bodies) == 1)
+            answers.append(pool.submit(ask, second, LONG))
+            wait_for(lambda: second.gateway.dispatcher.flights.covering(keys, 0) is not None)
+            # The second knows of a way to compute it and does not take it.
+            for _ in range(20):
+                assert len(busy.bodies) == 1
+                assert not answers[1].done()
+                threading.Event().wait(0.02)
+            if held == "decode":
+                bus.store(*keys)
+            busy.hold.set()
+            routes = [answer.result()["x-headstart-route"] for answer in answers]
+        assert routes == (["prefill+decode", "decode"] if held == "prefill" else ["decode", "decode"])
+        assert len(busy.bodies) == (1 if held == "prefill" else 2)
+        wait_for(lambda: bus.daemon.statistics()["claims"] == 0)
+    finally:
+        second.stop()
+
+
+def test_a_router_that_dies_leaves_its_claim_to_the_next(bus: Bus, make_engine: MakeEngine, router: RouterUnderTest) -> None:
+    prefill, _ = make_engine("p", "prefill"), make_engine("d", "decode")
+    router.knows(2)
+    keys = chunk_keys(root_key(NAMESPACE), [ord(c) for c in LONG], 256)
+    client = bus.client()
+    client.call(Claim("dead", 1, keys, 0.5), ANSWER_MS)
+    started = time.monotonic()
+    assert ask(router, LONG)["x-headstart-route"] == "prefill+decode"
+    assert 1 < time.monotonic() - started < 8, "it waited for as long as a silent router is believed"
+    assert len(prefill.bodies) == 1
+    client.close()

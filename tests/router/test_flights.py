@@ -40,7 +40,7 @@ def run(scenario: Any) -> None:
 def test_a_computation_lives_as_long_as_anybody_waits_for_it() -> None:
     async def scenario() -> None:
         flights = Flights(Stored())
-        flight = flights.start(KEYS, hanging(), 0.0)
+        flight = flights.start(KEYS, hanging(), 0.0, 0)
         assert flight.task is not None
         follower = asyncio.create_task(flights.wait(flight, KEYS, 3, 5))
         await asyncio.sleep(0)
@@ -61,7 +61,7 @@ def test_waiters_wake_when_their_chunks_are_stored_before_the_flight_ends() -> N
     async def scenario() -> None:
         stored = Stored()
         flights = Flights(stored)
-        flight = flights.start(KEYS, None, 0.0)
+        flight = flights.start(KEYS, None, 0.0, 0)
         two = asyncio.create_task(flights.wait(flight, KEYS, 2, 5))
         three = asyncio.create_task(flights.wait(flight, KEYS, 3, 5))
         await asyncio.sleep(0)
@@ -81,7 +81,7 @@ def test_a_failure_nobody_is_left_to_hear_of_is_no_complaint() -> None:
 
     async def scenario() -> None:
         flights = Flights(Stored())
-        flight = flights.start(KEYS, failing(), 0.0)
+        flight = flights.start(KEYS, failing(), 0.0, 0)
         await flights.wait(flight, KEYS, 3, 5)
         assert not flight.computed
         del flight
@@ -92,7 +92,7 @@ def test_a_failure_nobody_is_left_to_hear_of_is_no_complaint() -> None:
 def test_only_the_first_word_on_a_flight_counts() -> None:
     async def scenario() -> None:
         flights = Flights(Stored())
-        flight = flights.start(KEYS, None, 0.0)
+        flight = flights.start(KEYS, None, 0.0, 0)
         flights.end(flight, computed=True)
         flights.end(flight, computed=False)
         assert flight.computed
@@ -103,8 +103,8 @@ def test_only_the_first_word_on_a_flight_counts() -> None:
 def test_covering_says_how_far_a_flight_goes() -> None:
     async def scenario() -> None:
         flights = Flights(Stored())
-        first = flights.start(KEYS[:2], None, 0.0)
-        second = flights.start(KEYS, None, 0.0)
+        first = flights.start(KEYS[:2], None, 0.0, 0)
+        second = flights.start(KEYS, None, 0.0, 0)
         assert flights.covering([*KEYS, b"d"], 0) == (first, 2)
         assert flights.covering(KEYS, 2) == (second, 1)
         assert flights.covering(KEYS, 3) is None
@@ -117,7 +117,7 @@ def test_covering_says_how_far_a_flight_goes() -> None:
 def test_waits_are_bounded() -> None:
     async def scenario() -> None:
         flights = Flights(Stored())
-        flight = flights.start(KEYS, None, 0.0)
+        flight = flights.start(KEYS, None, 0.0, 0)
         await flights.wait(flight, KEYS, 3, 0.01)
         await flights.settled(KEYS, 0.01)
         assert not flight.ended
