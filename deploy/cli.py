@@ -214,8 +214,10 @@ def _add_routing(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
     routing.add_argument(
         "--region-gb", type=float, default=2.0, metavar="GB", help="the simulated DRAM tier; 16 bytes a token (default: %(default)s)"
     )
-    routing.add_argument("--systems", default="headstart", help="headstart[:POLICY] or vllm-router[:POLICY], with commas (default: %(default)s)")
-    routing.add_argument("--vllm-router", type=Path, metavar="PATH", help="the executable vllm-router")
+    systems = "headstart, vllm-router or smg, each with :POLICY if it is not its own, with commas (default: %(default)s)"
+    routing.add_argument("--systems", default="headstart", help=systems)
+    for gateway in ("vllm-router", "smg"):
+        routing.add_argument(f"--{gateway}", type=Path, metavar="PATH", help=f"the executable {gateway}")
     routing.add_argument("--check", type=int, default=200, metavar="N", help="answers held against the oracle (default: %(default)s)")
     routing.add_argument("--logs", type=Path, metavar="DIR", help="keep the processes' output there")
     routing.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")

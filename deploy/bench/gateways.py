@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from cachebus.ports import free_port
 from deploy.bench.sim_cluster import SimCluster, await_true, headstart, process
 from deploy.launcher import answers
 
-OURS, VLLM_ROUTER = "headstart", "vllm-router"
+OURS, VLLM_ROUTER, SMG = "headstart", "vllm-router", "smg"
 _HOST = "127.0.0.1"
 _READY_SECONDS_MAX = 60.0
 _REQUESTS_MAX = 100_000
@@ -32,16 +32,20 @@ class Gateway:
         return f"{self.system} {self.policy}".strip()
 
 
-def chosen(systems: str, vllm_router: Path | None) -> list[Gateway]:
-    """The gateways of ``--systems``: names with commas, each with ``:POLICY`` where it is not to use its own. Raises SettingsError."""
+def chosen(systems: str, executables: Mapping[str, Path | None]) -> list[Gateway]:
+    """The gateways of ``--systems``: names with commas, each with ``:POLICY`` where it is not to use its own. Raises SettingsError.
+
+    ``executables``: where those are that are not ours.
+    """
     found = []
     for part in systems.split(","):
         system, _, policy = part.strip().partition(":")
-        if system not in (OURS, VLLM_ROUTER):
-            raise SettingsError(f"--systems {systems}: {system!r} is none of {OURS}, {VLLM_ROUTER}")
-        if system == VLLM_ROUTER and vllm_router is None:
-            raise SettingsError(f"--systems {systems}: name the executable of {VLLM_ROUTER} with --vllm-router")
-        found.append(Gateway(system, policy, vllm_router if system == VLLM_ROUTER else None))
+        if system != OURS and system not in executables:
+            raise SettingsError(f"--systems {systems}: {system!r} is none of {', '.join([OURS, *executables])}")
+        command = executables.get(system)
+        if system != OURS and command is None:
+            raise SettingsError(f"--systems {systems}: name the executable of {system} with --{system}")
+        found.append(Gateway(system, policy, command))
     return found
 
 
@@ -50,7 +54,8 @@ def running(gateway: Gateway, cluster: SimCluster, logs: Path | None) -> Iterato
     """Its URL, while it serves the cluster. Raises HeadstartError where it does not get ready."""
     port = free_port(_HOST)
     url = f"http://{_HOST}:{port}"
-    command = _ours(gateway, cluster, port) if gateway.system == OURS else _vllm_router(gateway, cluster, port)
+    make = {OURS: _ours, VLLM_ROUTER: _vllm_router, SMG: _smg}[gateway.system]
+    command = make(gateway, cluster, port)
     with process(command, logs, gateway.label.replace(" ", "-")):
         await_true(gateway.label, lambda: answers(f"{url}/{'ready' if gateway.system == OURS else 'health'}"), _READY_SECONDS_MAX)
         yield url
@@ -70,3 +75,20 @@ def _vllm_router(gateway: Gateway, cluster: SimCluster, port: int) -> list[str]:
     policy = ["--policy", gateway.policy] if gateway.policy else []
     check = ["--worker-startup-check-interval", "1", "--log-level", "warning"]
     return [str(gateway.command), "--host", _HOST, "--port", str(port), "--vllm-pd-disaggregation", *workers, *policy, *check]
+
+
+def _smg(gateway: Gateway, cluster: SimCluster, port: int) -> list[str]:
+    """Its two-leg mode over HTTP is made for another engine; so every worker does everything, as its users have it with vLLM."""
+    policy = ["--policy", gateway.policy] if gateway.policy else []
+    command = [
+        str(gateway.command),
+        "launch",
+        "--host",
+        _HOST,
+        "--port",
+        str(port),
+        "--worker-urls",
+        *cluster.urls("prefill"),
+        *cluster.urls("decode"),
+    ]
+    return [*command, *policy, "--prometheus-port", str(free_port(_HOST)), "--worker-startup-check-interval", "1", "--log-level", "warn"]

@@ -16,7 +16,7 @@ from typing import Any
 
 from cachebus.errors import SettingsError
 from deploy.bench import quiet, report
-from deploy.bench.gateways import OURS, Gateway, chosen, running
+from deploy.bench.gateways import OURS, SMG, VLLM_ROUTER, Gateway, chosen, running
 from deploy.bench.replay import Pace, Served, replay
 from deploy.bench.sim_cluster import SimPlan, sim_cluster
 from deploy.bench.trace import Arrival, ceiling, read_trace, total_tokens
@@ -53,7 +53,7 @@ class Measured:
 
 def run(options: argparse.Namespace) -> int:
     """Measures, prints a table or one JSON object; 1 where an answer was wrong. Raises HeadstartError."""
-    gateways = chosen(options.systems, options.vllm_router)
+    gateways = chosen(options.systems, {VLLM_ROUTER: options.vllm_router, SMG: options.smg})
     if not (options.rate > 0 and options.speed > 0 and options.requests > 0):
         raise SettingsError("--rate, --speed and --requests: give more than 0")
     arrivals = read_trace(options.trace, options.requests)

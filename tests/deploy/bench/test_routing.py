@@ -58,12 +58,12 @@ def test_what_is_no_trace_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_gateways_are_named_with_their_policies() -> None:
-    found = chosen("headstart, headstart:round_robin,vllm-router:cache_aware", Path("/bin/vr"))
+    found = chosen("headstart, headstart:round_robin,vllm-router:cache_aware", {"vllm-router": Path("/bin/vr")})
     assert [one.label for one in found] == ["headstart", "headstart round_robin", "vllm-router cache_aware"]
     with pytest.raises(SettingsError, match="none of"):
-        chosen("nginx", None)
+        chosen("nginx", {"vllm-router": None})
     with pytest.raises(SettingsError, match="--vllm-router"):
-        chosen("vllm-router", None)
+        chosen("vllm-router", {"vllm-router": None})
 
 
 def measured(system: str, policy: str, share: float, ttft: list[float]) -> routing.Measured:
