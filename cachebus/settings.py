@@ -1,26 +1,18 @@
-"""Settings: one YAML file of sections, refused as a whole with every problem named, or taken.
-
-Each section is a frozen msgspec struct; a key's help is the string below it. This file holds the strict loader and the sections that every
-role shares. ``HEADSTART_SECTION_KEY`` in the environment overrides a key of the file, ``section.key=value`` overrides both.
-"""
+"""The sections of the settings that every role shares. ``cachebus.settings_file`` reads them; a key's help is the string below it."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
-
-import msgspec
-import yaml
+from typing import Literal
 
 from cachebus.errors import SettingsError
+from cachebus.settings_file import Problem, Section, negative, ports
 
-ENVIRONMENT_PREFIX = "HEADSTART_"
 REMOTE_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://", "redis+sentinel://", "rediss+sentinel://")
 _AT_LEAST_ONE = ("remote_timeout_ms", "remote_connections", "promote_ms_max", "peer_streams", "peer_timeout_ms")
 _PEER = re.compile(r"(?:(?P<name>[^@\s]+)@)?(?:\[(?P<six>[0-9a-fA-F:]+)\]|(?P<host>[^:@\s\[\]]+)):(?P<port>[0-9]{1,5})")
@@ -28,19 +20,6 @@ _NODE_PORTS = 3
 _IPC_PATH_BYTES_MAX = 107
 _LONGEST_SOCKET = "/events.sock"
 _TOO_LONG = f"too long for a socket's path ({_IPC_PATH_BYTES_MAX} bytes with the socket's name): choose a shorter one"
-
-Problem = tuple[str, str]
-"""A key, and what is wrong with its value and what would be right."""
-
-_File = TypeVar("_File", bound=msgspec.Struct)
-
-
-class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of every section. ``problems`` names values that no cluster could run with."""
-
-    def problems(self) -> list[Problem]:
-        """Impossible values and relations, by key."""
-        return []
 
 
 class ModelSettings(Section, frozen=True):
@@ -99,7 +78,7 @@ class CacheSettings(Section, frozen=True):
     """Address where other nodes reach this one; one that is not loopback needs security.keys_dir"""
     node_port: int = 0
     """Port for other nodes, with the two after it; 0: none reaches this one"""
-    peers: list[str] = []
+    peers: list[str] = []  # noqa: RUF012 - msgspec gives each its own
     """Other nodes whose chunks may be pulled: HOST:PORT (their node_port), or NAME@HOST:PORT with keys, NAME as in `headstart keys add`"""
     peer_streams: int = 4
     """Connections for reading from other nodes, each with a thread"""
@@ -192,6 +171,8 @@ class SecuritySettings(Section, frozen=True):
     """File of 32 bytes that key the digests; empty: keys_dir's, or made by the cachebus in local_disk or run_dir. Nodes that share chunks share it"""
     keys_dir: str = ""
     """This node's folder of keys, made by `headstart keys`: with it the bus speaks to other nodes encrypted, and only to those that it knows"""
+    tenants_file: str = ""
+    """File of tenants, the hashes of their API keys and their limits (`headstart keys tenant` writes it); empty: everybody may ask, as one tenant"""
     encrypt_at_rest: bool = False
     """Encrypt chunks on disk and in the shared tier (AES-GCM); needs digest_key_file or keys_dir, kept elsewhere than local_disk"""
     encrypt_peer_bytes: bool = True
@@ -220,7 +201,7 @@ class WorkerSettings(Section, frozen=True):
     """Share of a GPU's memory that the engine takes"""
     kv_cache_gb: int = 1
     """GiB of KV cache of an engine on CPU"""
-    engine_args: list[str] = []
+    engine_args: list[str] = []  # noqa: RUF012 - msgspec gives each its own
     """More flags for vLLM's API server, as they would stand on its command line"""
     start_seconds_max: int = 600
     """Longest start; a worker that takes longer ends"""
@@ -241,155 +222,5 @@ class WorkerSettings(Section, frozen=True):
         return found
 
 
-class _Given(NamedTuple):
-    """A value somebody gave. ``key`` is empty where a file only names the section."""
-
-    section: str
-    key: str
-    value: Any
-    place: str
-    as_text: str | None = None
-    """What was written, where that is a bare text: a key that takes text takes it as it stands"""
-
-
-def load_settings(cls: type[_File], text: str | None, source: str, environ: Mapping[str, str], overrides: Sequence[str] = ()) -> _File:
-    """Reads a file of sections. ``text`` is its YAML, None where there is none; ``source`` names it in messages.
-
-    ``overrides`` are texts ``section.key=value``. Raises SettingsError with every problem, one a line:
-    ``FILE:LINE: section.key: what is wrong; what would be right``.
-    """
-    problems: list[str] = []
-    sections = get_type_hints(cls)
-    given = [*_from_yaml(text, source, problems), *_from_environment(sections, environ), *_from_overrides(overrides)]
-    values: dict[str, dict[str, _Given]] = {name: {} for name in sections}
-    for item in given:
-        if item.section not in sections:
-            # A file's unknown section is named once, at its own line, not again for each of its keys.
-            if not item.key or item.as_text is not None:
-                problems.append(f"{item.place}: {item.section}: no such section{_meant(item.section, sections)}")
-        elif item.key and item.key not in sections[item.section].__struct_fields__:
-            known = sections[item.section].__struct_fields__
-            problems.append(f"{item.place}: {item.section}.{item.key}: no such key{_meant(item.key, known)}")
-        elif item.key:
-            values[item.section][item.key] = item
-    built = {name: _build(name, section_class, values[name], source, problems) for name, section_class in sections.items()}
-    if problems:
-        raise SettingsError("\n".join(problems))
-    return cls(**built)
-
-
-def _build(name: str, section_class: type[Section], values: Mapping[str, _Given], source: str, problems: list[str]) -> Section:
-    fields = get_type_hints(section_class)
-    good = {}
-    for key, item in values.items():
-        value = item.as_text if fields[key] is str and item.as_text is not None else item.value
-        try:
-            good[key] = msgspec.convert(value, fields[key])
-        except msgspec.ValidationError as error:
-            advice = "; put it in quotes" if fields[key] is str else ""
-            problems.append(f"{item.place}: {name}.{key}: {str(error).lower()}{advice}")
-    section = section_class(**good)
-    for key, message in section.problems():
-        problems.append(f"{values[key].place if key in values else source}: {name}.{key}: {message}")
-    return section
-
-
-def _from_yaml(text: str | None, source: str, problems: list[str]) -> list[_Given]:
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader) if text else None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{source}:{_line(error)}: not YAML: {_reason(error)}") from error
-    if root is None:
-        return []
-    if not isinstance(root, yaml.MappingNode):
-        raise SettingsError(f"{source}:1: the file must hold sections, such as `cache:`")
-    found = []
-    for section_node, body in _once(root, source, "", problems):
-        section = str(section_node.value)
-        place = f"{source}:{section_node.start_mark.line + 1}"
-        found.append(_Given(section, "", None, place))
-        if isinstance(body, yaml.MappingNode):
-            for key_node, value_node in _once(body, source, f"{section}.", problems):
-                key, place = str(key_node.value), f"{source}:{key_node.start_mark.line + 1}"
-                try:
-                    value = yaml.SafeLoader("").construct_object(value_node, deep=True)
-                except (yaml.YAMLError, ValueError) as error:
-                    # A tag that is not YAML's own, or a date that no calendar has.
-                    problems.append(f"{place}: {section}.{key}: no plain value: {_reason(error)}; give a number, a text, true, false or a list")
-                else:
-                    found.append(_Given(section, key, value, place))
-        elif body.value not in ("", "~", "null"):
-            problems.append(f"{place}: {section}: a section holds keys, such as `chunk_size: 256`")
-    return found
-
-
-def _once(mapping: yaml.MappingNode, source: str, prefix: str, problems: list[str]) -> Iterator[tuple[yaml.Node, yaml.Node]]:
-    """The mapping's pairs; a name that comes again is a problem, where YAML would silently take the last."""
-    lines: dict[str, int] = {}
-    for key_node, value_node in mapping.value:
-        name, line = str(key_node.value), key_node.start_mark.line + 1
-        if name in lines:
-            problems.append(f"{source}:{line}: {prefix}{name}: given in line {lines[name]} already; keep one of them")
-            continue
-        lines[name] = line
-        yield key_node, value_node
-
-
-def _from_environment(sections: Mapping[str, Any], environ: Mapping[str, str]) -> list[_Given]:
-    found = []
-    for variable, value in sorted(environ.items()):
-        if not variable.startswith(ENVIRONMENT_PREFIX):
-            continue
-        section, _, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
-        # Another program's HEADSTART_HOME is none of ours; a slip in a section's name is.
-        if section in sections or difflib.get_close_matches(section, sections, n=1):
-            found.append(_Given(section, key, _plain(value), variable, value))
-    return found
-
-
-def _from_overrides(overrides: Sequence[str]) -> list[_Given]:
-    found = []
-    for text in overrides:
-        name, equals, value = text.partition("=")
-        section, dot, key = name.strip().partition(".")
-        if not (equals and dot and section and key):
-            raise SettingsError(f"--set {text}: write section.key=value, such as cache.chunk_size=512")
-        found.append(_Given(section, key, _plain(value), f"--set {name}", value))
-    return found
-
-
-def _plain(value: str) -> Any:
-    try:
-        return yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
-        return value
-
-
-def _line(error: yaml.YAMLError) -> int:
-    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-    return mark.line + 1 if mark else 1
-
-
-def _reason(error: Exception) -> str:
-    reason = error.problem if isinstance(error, yaml.MarkedYAMLError) else None
-    return reason or str(error).splitlines()[0]
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(names)}"
-
-
 def _fits_sockets(run_dir: Path) -> bool:
     return len(os.fsencode(f"{run_dir}{_LONGEST_SOCKET}")) <= _IPC_PATH_BYTES_MAX
-
-
-def negative(section: Section, *keys: str) -> list[Problem]:
-    """The problems of those keys whose values are below 0."""
-    return [(key, f"{getattr(section, key)} is negative; give 0 or more") for key in keys if getattr(section, key) < 0]
-
-
-def ports(section: Section, *keys: str) -> list[Problem]:
-    """The problems of those keys whose values are no ports."""
-    return [(key, f"{getattr(section, key)} is no port; give 0 to 65535") for key in keys if not 0 <= getattr(section, key) <= 65535]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cachebus.settings import Problem, WorkerSettings
+from cachebus.settings import WorkerSettings
+from cachebus.settings_file import Problem
 
 
 class DecodeSettings(WorkerSettings, frozen=True):

@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
     if options.command == "router":
         from router.serve import serve
 
-        return serve(settings.router, settings.cache.resolved_run_dir(os.environ))
+        return serve(settings.router, settings.cache.resolved_run_dir(os.environ), settings.security.tenants_file)
     if options.command == "status":
         from deploy import status
 
@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
     if options.command == "keys":
         from deploy import keys
 
-        return keys.run(options)
+        return keys.run(settings, options)
     if options.command == "cache":
         from deploy.cache import run as cache
 
@@ -246,7 +246,7 @@ def _add_sim(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def _add_keys(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    keys = commands.add_parser("keys", help="make the keys by which nodes and routers of a cluster know each other")
+    keys = commands.add_parser("keys", help="make the keys by which nodes and routers know each other, and those of tenants")
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
     texts = {
         "init": "make a cluster's folder, which stays with the operator",
@@ -261,6 +261,10 @@ def _add_keys(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
             command.add_argument("name", metavar="NAME", help="the member's name, as cache.peers has it before the @")
         if action == "add":
             command.add_argument("--role", choices=("node", "router"), default="node", help="what it may do (default: %(default)s)")
+    text = "make an API key for a tenant: it is shown once, its hash goes into the tenants' file"
+    tenant = actions.add_parser("tenant", parents=parents, help=text, description=text)
+    tenant.add_argument("name", metavar="NAME", help="the tenant, new or known")
+    tenant.add_argument("--file", type=Path, metavar="FILE", help="the tenants' file (default: security.tenants_file)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``headstart keys``: who belongs to a cluster."""
+"""``headstart keys``: who belongs to a cluster, and who may ask it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import json
 from pathlib import Path
 
 from cachebus import security
+from cachebus.errors import SettingsError
+from cachebus.tenants import add_key
 from cachebus.zeromq_peers import new_pair
+from deploy.settings import Settings
 
 
-def run(options: argparse.Namespace) -> int:
-    """Runs one action. Raises BusError where the folder or the name does not allow it."""
+def run(settings: Settings, options: argparse.Namespace) -> int:
+    """Runs one action. Raises BusError or SettingsError where the folder, the file or the name does not allow it."""
+    if options.action == "tenant":
+        return _tenant(settings, options)
     folder: Path = options.folder
     if options.action == "init":
         security.begin(folder)
@@ -31,6 +36,19 @@ def run(options: argparse.Namespace) -> int:
         rows = [{"name": member.name, "role": member.role, "public": member.public.decode()} for member in found]
         lines = [f"{'name':24} {'role':8} public key", *(f"{row['name']:24} {row['role']:8} {row['public']}" for row in rows)]
         _say(options, {"members": rows}, "\n".join(lines))
+    return 0
+
+
+def _tenant(settings: Settings, options: argparse.Namespace) -> int:
+    given = options.file or settings.security.tenants_file
+    if not given:
+        raise SettingsError("security.tenants_file is not set: set it, or give --file")
+    key = add_key(Path(given), options.name)
+    _say(
+        options,
+        {"tenant": options.name, "key": key, "file": str(given)},
+        f"{key}\n{given} holds its hash alone: keep the key, nobody can show it again",
+    )
     return 0
 
 

@@ -25,7 +25,7 @@ from cachebus.engine import process_tree
 from cachebus.errors import BusUnavailable, HeadstartError
 from cachebus.messages import Snapshot, SnapshotReply, Worker
 from cachebus.ports import check_free, free_port
-from cachebus.settings import ENVIRONMENT_PREFIX
+from cachebus.settings_file import ENVIRONMENT_PREFIX
 from deploy.settings import Settings, as_yaml
 
 log = logging.getLogger("headstart.up")

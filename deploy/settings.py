@@ -12,7 +12,8 @@ import msgspec
 import yaml
 
 from cachebus.errors import SettingsError
-from cachebus.settings import CacheSettings, ModelSettings, Section, SecuritySettings, load_settings
+from cachebus.settings import CacheSettings, ModelSettings, SecuritySettings
+from cachebus.settings_file import Section, load_settings
 from decode.settings import DecodeSettings
 from prefill.settings import PrefillSettings
 from router.settings import RouterSettings

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from router.access import Access
 from router.endpoint import GenerationEndpoint
 from router.errors import ApiError
 from router.gateway import Gateway
@@ -21,9 +23,9 @@ from router.settings import RouterSettings
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def make_app(settings: RouterSettings, run_dir: Path) -> Starlette:
+def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "") -> Starlette:
     """The router as an ASGI application. Its start raises BusUnavailable where there is no bus."""
-    gateway = Gateway(settings, run_dir)
+    gateway = Gateway(settings, run_dir, tenants_file)
     started = int(time.time())
 
     @asynccontextmanager
@@ -61,7 +63,12 @@ def make_app(settings: RouterSettings, run_dir: Path) -> Starlette:
         Route("/ready", ready),
         Route("/metrics", metrics),
     ]
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _as_openai, Exception: _unexpected})
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(Access, lambda: gateway.tenants, gateway.limiter)],
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _as_openai, Exception: _unexpected},
+    )
     app.state.gateway = gateway
     return app
 

@@ -12,6 +12,7 @@ import aiohttp
 from starlette.types import Send
 
 from cachebus.messages import Report
+from router.callers import Caller
 from router.dispatch import Route
 from router.errors import ApiError
 from router.explain import explanation
@@ -42,6 +43,7 @@ class Call:
 
     path: str
     send: Send
+    caller: Caller = field(default_factory=Caller)
     request_id: str = field(default_factory=lambda: secrets.token_hex(16))
     started: float = field(default_factory=time.monotonic)
     route: str = "none"
@@ -133,7 +135,7 @@ class Decoding:
         transfer_id = secrets.token_hex(8)
         report = gateway.dispatcher.reports.expect(transfer_id)
         useful = self._path == COMPLETIONS or worker.takes_prompt_token_ids
-        data = decode_body(self._path, request.body, transfer_id, request.token_ids if useful else None)
+        data = decode_body(self._path, request.body, transfer_id, request.token_ids if useful else None, call.caller.terms)
         leg = gateway.fleet.begin(worker, chosen.way.compute, time.monotonic())
         try:
             async with gateway.legs.decode(worker, self._path, data, call.request_id) as answer:
@@ -180,6 +182,8 @@ class Decoding:
         if route.flight is not None:
             gateway.dispatcher.flights.end(route.flight, computed=True)
         report = await arrived(expected, gateway.settings.report_ms_max)
+        if report is not None:
+            call.caller.meter.prompt_is(report.prompt_tokens)
         counted = route.prefill if route.through_prefill else report
         call.cached, call.status = self._count(counted, report), 200
         gateway.metrics.ttft.labels(route.name).observe(time.monotonic() - call.started)

@@ -13,6 +13,7 @@ from cachebus.colleagues import Colleagues
 from cachebus.keys import chunk_keys, root_key
 from cachebus.messages import Report, Worker
 from cachebus.watch import Watch
+from router.callers import Terms
 from router.costs import Learnt, Way
 from router.fleet import Fleet
 from router.flights import Flight, Flights
@@ -64,7 +65,7 @@ class Dispatcher:
         self.flights = Flights(watch.replica, lambda flight: colleagues.end(flight.claim))
         self.reports = Reports()
 
-    async def prepare(self, worker: Worker, token_ids: Sequence[int], request_id: str) -> Route:
+    async def prepare(self, worker: Worker, token_ids: Sequence[int], request_id: str, terms: Terms) -> Route:
         """Returns when the decode leg may start. ``worker`` is any that serves the model: all share its namespace.
 
         A prompt that somebody is computing waits for that, where the policy thinks that this is the sooner. Any other goes through a prefill
@@ -75,8 +76,11 @@ class Dispatcher:
         if len(token_ids) >= worker.max_model_len:
             # No prefill helps a prompt that the engine will refuse in its own words.
             return Route(False, plain)
-        keys = chunk_keys(root_key(worker.namespace), token_ids, worker.chunk_size)
+        keys = chunk_keys(root_key(worker.namespace, terms.salt), token_ids, worker.chunk_size)
         ask = Ask(worker.model, keys, len(token_ids), worker.chunk_size, worker.chunk_bytes)
+        if not terms.store:
+            # Nobody can pull what is not stored: neither its own decode worker, nor who would wait for it.
+            return Route(False, ask)
         deadline = time.monotonic() + self._settings.single_flight_seconds_max
         for _ in range(ROUNDS_MAX):
             known, now = replica.known_prefix(keys), time.monotonic()
@@ -96,9 +100,9 @@ class Dispatcher:
                 if replica.known_prefix(keys) <= known:
                     # Nothing of it was kept: to wait for the next in line would only make a queue of all.
                     return Route(False, ask, ways=ways)
-        return await self._lead(ask, ways, token_ids, known, request_id, deadline)
+        return await self._lead(ask, ways, token_ids, known, request_id, terms, deadline)
 
-    async def _lead(self, ask: Ask, ways: list[Way], token_ids: Sequence[int], known: int, request_id: str, deadline: float) -> Route:
+    async def _lead(self, ask: Ask, ways: list[Way], token_ids: Sequence[int], known: int, request_id: str, terms: Terms, deadline: float) -> Route:
         """Takes the first of ``ways``, of whose chunks the first ``known`` are stored, unless another router is at it."""
         wanted, until, claim = ask.keys[known:], time.monotonic() + ways[0].own, self._colleagues.new_number()
         through_prefill = bool(ways[0].prefill)
@@ -109,7 +113,7 @@ class Dispatcher:
         async def compute() -> Report | None:
             if await self._others_do(ask, ways[0], known, claim, deadline):
                 raise _ComputedElsewhere
-            return await self._prefill(ask, token_ids, known, request_id)
+            return await self._prefill(ask, token_ids, known, request_id, terms)
 
         flight = self.flights.start(wanted, compute() if through_prefill else None, until, claim)
         if flight.task is None:
@@ -146,7 +150,7 @@ class Dispatcher:
             if self._watch.replica.known_prefix(ask.keys) >= theirs:
                 return True
 
-    async def _prefill(self, ask: Ask, token_ids: Sequence[int], known: int, request_id: str) -> Report | None:
+    async def _prefill(self, ask: Ask, token_ids: Sequence[int], known: int, request_id: str, terms: Terms) -> Report | None:
         """Has the prompt of ``ask`` computed, of which the first ``known`` chunks are stored."""
         tried: set[str] = set()
         for _ in range(PREFILL_ATTEMPTS):
@@ -162,7 +166,7 @@ class Dispatcher:
             leg = self._fleet.begin(worker, chosen.way.compute, begun)
             outcome = "aborted"
             try:
-                await self._legs.prefill(worker, token_ids, transfer_id, request_id)
+                await self._legs.prefill(worker, token_ids, transfer_id, request_id, terms)
                 outcome = "done"
                 if idle:
                     self.policy.leg_took(chosen.way, time.monotonic() - begun)

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cachebus.messages import Worker
+from router.callers import caller_of
 from router.decoding import RETRY_SECONDS, Call, Decoding
 from router.dispatch import Route
 from router.errors import ApiError
@@ -36,7 +37,7 @@ class GenerationEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request; a client that leaves cancels all that is done for it alone."""
-        call = Call(self._path, send, explains=dict(scope["headers"]).get(EXPLAIN) == b"1")
+        call = Call(self._path, send, caller_of(scope), explains=dict(scope["headers"]).get(EXPLAIN) == b"1")
         metrics = self._gateway.metrics
         metrics.in_flight.inc()
         self._gateway.requests += 1
@@ -83,9 +84,11 @@ class GenerationEndpoint:
             if token_ids is not None:
                 self._gateway.lengths.learn(worker.model, len(raw), len(token_ids))
         dispatcher = self._gateway.dispatcher
+        if token_ids is not None:
+            call.caller.meter.prompt_is(len(token_ids))
         route = Route(False, Ask(worker.model))
         if splittable and token_ids is not None:
-            route = await dispatcher.prepare(worker, token_ids, call.request_id)
+            route = await dispatcher.prepare(worker, token_ids, call.request_id, call.caller.terms)
         call.route = route.name
         try:
             await self._decoding.run(call, DecodeRequest(body, token_ids if splittable and given is None else None), route)

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from router.callers import Terms
 from router.errors import ApiError
 
 _ROUTERS_OWN = ("kv_transfer_params", "ec_transfer_params", "cache_salt")
@@ -59,31 +60,42 @@ def is_splittable(path: str, body: dict[str, Any]) -> bool:
     return not (several or any(alone) or body.get("prompt_logprobs") is not None)
 
 
-def prefill_body(model: str, token_ids: Sequence[int], transfer_id: str) -> bytes:
+def prefill_body(model: str, token_ids: Sequence[int], transfer_id: str, terms: Terms) -> bytes:
     """The prefill leg: the prompt's ids for one token, so none of the client's fields can leak into it or out of it."""
-    request = {
+    request: dict[str, Any] = {
         "model": model,
         "prompt": token_ids,
         "max_tokens": 1,
         "temperature": 0,
-        "kv_transfer_params": {_TRANSFER: {"transfer_id": transfer_id, "leg": "prefill"}},
+        "kv_transfer_params": {_TRANSFER: _transfer(transfer_id, "prefill", terms)},
+        **_salted(terms),
     }
     return msgspec.json.encode(request)
 
 
-def decode_body(path: str, body: dict[str, Any], transfer_id: str, token_ids: Sequence[int] | None) -> bytes:
+def decode_body(path: str, body: dict[str, Any], transfer_id: str, token_ids: Sequence[int] | None, terms: Terms) -> bytes:
     """The decode leg: everything the client sent and the router's transfer parameters.
 
     ``token_ids``, where given, spare the engine another tokenisation: they come from its own renderer. A completion's take its
     prompt's place; a chat's go beside its messages, for engines that look there.
     """
-    parameters: dict[str, Any] = {_TRANSFER: {"transfer_id": transfer_id, "leg": "decode"}}
-    request = {**body, "kv_transfer_params": parameters}
+    parameters: dict[str, Any] = {_TRANSFER: _transfer(transfer_id, "decode", terms)}
+    request = {**body, "kv_transfer_params": parameters, **_salted(terms)}
     if token_ids is not None and path == COMPLETIONS:
         request["prompt"] = token_ids
     elif token_ids is not None:
         parameters["prompt_token_ids"] = token_ids
     return msgspec.json.encode(request)
+
+
+def _transfer(transfer_id: str, leg: str, terms: Terms) -> dict[str, Any]:
+    """The connector's part (``cachebus.engine.transfer``), without what is as usual."""
+    unusual = {**({} if terms.store else {"store": False}), **({"ttl_seconds": terms.ttl_seconds} if terms.ttl_seconds else {})}
+    return {"transfer_id": transfer_id, "leg": leg, **unusual}
+
+
+def _salted(terms: Terms) -> dict[str, str]:
+    return {"cache_salt": terms.salt} if terms.salt else {}
 
 
 def _one_list_of_ids(body: dict[str, Any]) -> list[int] | None:

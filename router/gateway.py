@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Collection
 from pathlib import Path
 
+from cachebus.client import BusClient
 from cachebus.colleagues import Colleagues
-from cachebus.errors import BusUnavailable
+from cachebus.errors import BusUnavailable, HeadstartError
 from cachebus.messages import Event, Report, Stored, Worker, WorkerDown, WorkerUp
+from cachebus.tenants import TenantsFile
 from cachebus.watch import Watch
 from router.dispatch import Dispatcher
 from router.errors import ApiError
 from router.fleet import Fleet, candidates
 from router.legs import Legs
 from router.lengths import Lengths
+from router.limits import Limiter
 from router.metrics import RouterMetrics
 from router.policies import Ask, Chosen
 from router.settings import RouterSettings
@@ -26,8 +30,11 @@ _RETRY_SECONDS = 1
 class Gateway:
     """Made once a router; ``start`` before the first request, ``close`` after the last."""
 
-    def __init__(self, settings: RouterSettings, run_dir: Path) -> None:
+    def __init__(self, settings: RouterSettings, run_dir: Path, tenants_file: str = "") -> None:
         self.settings = settings
+        self._run_dir, self._tenants_file = run_dir, tenants_file
+        self.tenants: TenantsFile | None = None
+        self.limiter = Limiter()
         self.metrics = RouterMetrics()
         self.fleet = Fleet()
         self.lengths = Lengths()
@@ -38,7 +45,7 @@ class Gateway:
         self.fleet.others = lambda: self.colleagues.loads
 
     async def start(self) -> None:
-        """Connects to the bus. Raises BusUnavailable."""
+        """Connects to the bus. Raises BusUnavailable, and SettingsError where the tenants' file is not right."""
         self.legs = Legs(self.settings.connect_seconds_max)
         self.dispatcher = Dispatcher(self.settings, self.watch, self.colleagues, self.fleet, self.legs, self.metrics)
         try:
@@ -47,6 +54,12 @@ class Gateway:
             await self.legs.close()
             raise
         await self.colleagues.start()
+        if self._tenants_file:
+            try:
+                self.tenants = TenantsFile(Path(self._tenants_file), await asyncio.to_thread(_digest_key, self._run_dir))
+            except HeadstartError:
+                await self.close()
+                raise
 
     async def close(self) -> None:
         """Lets go of the bus and the workers."""
@@ -88,3 +101,12 @@ class Gateway:
             if isinstance(event, WorkerDown):
                 self.dispatcher.learnt.forget(event.worker)
             self.dispatcher.flights.wake()
+
+
+def _digest_key(run_dir: Path) -> bytes:
+    """The cluster's. Raises BusUnavailable."""
+    client = BusClient(run_dir, "router")
+    try:
+        return client.connect(int(BUS_SECONDS_MAX * 1000)).digest_key
+    finally:
+        client.close()

@@ -11,6 +11,7 @@ import aiohttp
 import msgspec
 
 from cachebus.messages import Worker
+from router.callers import Terms
 from router.fields import COMPLETIONS, prefill_body
 
 _JSON = {"content-type": "application/json"}
@@ -76,9 +77,9 @@ class Legs:
         prompts = rendered if isinstance(rendered, list) else [rendered]
         return None if len(prompts) != 1 or prompts[0].features else prompts[0].token_ids
 
-    async def prefill(self, worker: Worker, token_ids: Sequence[int], transfer_id: str, request_id: str) -> None:
+    async def prefill(self, worker: Worker, token_ids: Sequence[int], transfer_id: str, request_id: str, terms: Terms) -> None:
         """Has a prompt computed and published. Raises LegFailed or LegBroken."""
-        data = prefill_body(worker.model, token_ids, transfer_id)
+        data = prefill_body(worker.model, token_ids, transfer_id, terms)
         headers = {"x-request-id": f"{request_id}-prefill"}
         address = f"{worker.url}{COMPLETIONS}"
         async with asyncio.timeout(PREFILL_SECONDS_MAX), self._session.post(address, data=data, headers=headers) as answer:

@@ -14,6 +14,7 @@ from types import FrameType
 import uvicorn
 
 from cachebus.errors import HeadstartError
+from cachebus.tenants import read_tenants
 from cachebus.watch import Watch
 from router.app import make_app
 from router.gateway import BUS_SECONDS_MAX
@@ -24,13 +25,15 @@ log = logging.getLogger("headstart.router")
 _BACKLOG = 2048
 
 
-def serve(settings: RouterSettings, run_dir: Path) -> int:
+def serve(settings: RouterSettings, run_dir: Path, tenants_file: str = "") -> int:
     """Serves until SIGTERM or SIGINT, then lets running answers finish. Raises HeadstartError where it can't start."""
     listener = _listen(settings)
     try:
+        if tenants_file:
+            read_tenants(Path(tenants_file))
         asyncio.run(_reach_bus(run_dir))
         config = uvicorn.Config(
-            make_app(settings, run_dir),
+            make_app(settings, run_dir, tenants_file),
             log_config=None,
             access_log=False,
             server_header=False,

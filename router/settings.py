@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from cachebus.settings import Problem, Section, negative, ports
+from cachebus.settings_file import Problem, Section, negative, ports
 
 
 class RouterSettings(Section, frozen=True):

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cachebus.errors import HeadstartError
-from cachebus.settings import ENVIRONMENT_PREFIX, CacheSettings, ModelSettings, SecuritySettings, WorkerSettings
+from cachebus.settings import CacheSettings, ModelSettings, SecuritySettings, WorkerSettings
+from cachebus.settings_file import ENVIRONMENT_PREFIX
 from cachebus.wire import Role
 from cachebus.zeromq import QUEUE_MAX
 from cachebus.zeromq_engine import STEPS_KEPT, EngineEndpoints

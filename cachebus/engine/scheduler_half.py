@@ -326,6 +326,8 @@ class SchedulerHalf:
             tracked.reported = True
             self._report(tracked, part.computed)
         tracked.pulled_to = 0
+        if view.transfer is not None and not view.transfer.store:
+            return []
         after = part.computed + part.scheduled
         # Tokens that the engine has scheduled but not sampled yet have no id, hence no key; their chunk waits a step.
         known = min(after, len(view.tokens)) if policy.save_decode_cache else min(after, view.prompt_tokens)

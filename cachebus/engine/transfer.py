@@ -22,10 +22,15 @@ PARAMS_KEY = "headstart"
 
 
 class TransferParams(msgspec.Struct, frozen=True):
-    """What the router says of a request: under which id to report where its tokens came from, and for which leg."""
+    """What the router says of a request: under which id to report where its tokens came from, and for which leg.
+
+    ``store``: whether what it computes may be published; ``ttl_seconds``: after which that is dropped, 0: never for that reason.
+    """
 
     transfer_id: str
     leg: str
+    store: bool = True
+    ttl_seconds: int = 0
 
 
 @dataclass(frozen=True)

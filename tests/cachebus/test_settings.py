@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from cachebus.errors import SettingsError
-from cachebus.settings import CacheSettings, ModelSettings, WorkerSettings, load_settings
+from cachebus.settings import CacheSettings, ModelSettings, WorkerSettings
+from cachebus.settings_file import load_settings
 
 
 class Sections(msgspec.Struct):

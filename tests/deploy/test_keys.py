@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cachebus.security import Keyring
+from cachebus.tenants import Tenants, read_tenants
 from deploy.cli import main
 
 
@@ -30,3 +31,16 @@ def test_a_second_cluster_in_one_folder_is_refused(tmp_path: Path, capsys: pytes
     assert main(["keys", "init", str(tmp_path)]) == 2
     assert main(["keys", "revoke", str(tmp_path), "nobody"]) == 2
     assert "holds keys already" in capsys.readouterr().err
+
+
+def test_a_tenants_key_is_shown_once_and_kept_as_its_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "tenants.yaml"
+    assert main(["keys", "tenant", "acme", "--set", f"security.tenants_file={file}"]) == 0
+    key = capsys.readouterr().out.splitlines()[0]
+    assert main(["keys", "tenant", "acme", "--file", str(file), "--json"]) == 0
+    second = json.loads(capsys.readouterr().out)["key"]
+    known = Tenants(read_tenants(file), b"k" * 32)
+    assert known.of_key(key.encode()) == known.of_key(second.encode()) == "acme"
+    assert key not in file.read_text()
+    assert main(["keys", "tenant", "acme"]) == 2
+    assert "security.tenants_file is not set" in capsys.readouterr().err

@@ -21,11 +21,11 @@ MakeEngine = Callable[..., EngineDouble]
 class RouterUnderTest:
     """A router on a port of its own."""
 
-    def __init__(self, bus: Bus, **settings: Any) -> None:
+    def __init__(self, bus: Bus, tenants_file: str = "", **settings: Any) -> None:
         # By rule: what costs least depends on what the machine is doing.
         rules = {"policy": "prefix_affinity", "prefill_tokens_min": 512}
         self.settings = RouterSettings(port=0, **{**rules, "body_bytes_max": 100_000, "connect_seconds_max": 1, **settings})
-        self.app = make_app(self.settings, bus.run_dir)
+        self.app = make_app(self.settings, bus.run_dir, tenants_file)
         self._server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None))
         self._thread = threading.Thread(target=self._server.run)
         self._thread.start()
@@ -41,25 +41,30 @@ class RouterUnderTest:
     def gateway(self) -> Any:
         return self.app.state.gateway
 
-    def open(self, path: str, body: Any) -> tuple[HTTPConnection, HTTPResponse]:
+    def open(self, path: str, body: Any, headers: dict[str, str] | None = None) -> tuple[HTTPConnection, HTTPResponse]:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
         raw = body if isinstance(body, bytes) else json.dumps(body)
-        connection.request("POST", path, raw, {"content-type": "application/json"})
+        connection.request("POST", path, raw, {"content-type": "application/json", **(headers or {})})
         return connection, connection.getresponse()
 
-    def post(self, body: Any, path: str = "/v1/completions") -> tuple[int, dict[str, str], bytes]:
-        connection, response = self.open(path, body)
+    def post(self, body: Any, path: str = "/v1/completions", headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
+        connection, response = self.open(path, body, headers)
         raw = response.read()
         connection.close()
         return response.status, {k.lower(): v for k, v in response.getheaders()}, raw
 
-    def get(self, path: str) -> tuple[int, bytes]:
+    def get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
-        connection.request("GET", path)
+        connection.request("GET", path, headers=headers or {})
         response = connection.getresponse()
         raw = response.read()
         connection.close()
         return response.status, raw
+
+    def app_level(self, tenant: str) -> float:
+        """How many tokens the tenant has left in this minute."""
+        level: float = self.gateway.limiter._buckets[tenant][1].level
+        return level
 
     def knows(self, count: int) -> None:
         wait_for(lambda: len(self.gateway.watch.replica.workers) == count)

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from router.callers import Terms
 from router.errors import ApiError
 from router.fields import CHAT, COMPLETIONS, decode_body, is_splittable, parse_body, plain_prompt, prefill_body
 
@@ -50,28 +51,39 @@ def test_a_refused_name_is_seen_however_it_is_written() -> None:
     with pytest.raises(ApiError, match="cache_salt"):
         parse_body(b'{"cache\\u005fsalt": "x"}')
     repeated = b'{"kv_transfer_params": {"headstart": {}}, "kv_transfer_params": null}'
-    assert json.loads(decode_body(CHAT, parse_body(repeated), "t", None))["kv_transfer_params"] == {
+    assert json.loads(decode_body(CHAT, parse_body(repeated), "t", None, Terms()))["kv_transfer_params"] == {
         "headstart": {"transfer_id": "t", "leg": "decode"}
     }
 
 
 def test_numbers_and_text_reach_the_engine_as_they_were_sent() -> None:
     sent = {"prompt": "a", "seed": 2**80, "temperature": 1e-7, "logit_bias": {"5": -100.0}, "stop": ["\u2028", "\u00fc"], "x": {}}
-    got = json.loads(decode_body(CHAT, parse_body(json.dumps(sent).encode()), "t", [1]))
+    got = json.loads(decode_body(CHAT, parse_body(json.dumps(sent).encode()), "t", [1], Terms()))
     assert got.pop("kv_transfer_params") == {"headstart": {"transfer_id": "t", "leg": "decode"}, "prompt_token_ids": [1]}
     assert got == sent
 
 
 def test_a_completions_ids_take_its_prompts_place() -> None:
-    got = json.loads(decode_body(COMPLETIONS, {"model": "m", "prompt": "abc", "n": 2}, "t", [7, 8]))
+    got = json.loads(decode_body(COMPLETIONS, {"model": "m", "prompt": "abc", "n": 2}, "t", [7, 8], Terms()))
     assert got == {"model": "m", "prompt": [7, 8], "n": 2, "kv_transfer_params": {"headstart": {"transfer_id": "t", "leg": "decode"}}}
 
 
 def test_the_prefill_leg_has_fields_of_its_own() -> None:
-    assert json.loads(prefill_body("m", [1, 2], "t")) == {
+    assert json.loads(prefill_body("m", [1, 2], "t", Terms())) == {
         "model": "m",
         "prompt": [1, 2],
         "max_tokens": 1,
         "temperature": 0,
         "kv_transfer_params": {"headstart": {"transfer_id": "t", "leg": "prefill"}},
     }
+
+
+def test_both_legs_carry_the_salt_and_what_the_client_wishes_for_its_chunks() -> None:
+    usual, unusual = Terms("salt"), Terms("salt", store=False, ttl_seconds=60)
+    for terms, more in ((usual, {}), (unusual, {"store": False, "ttl_seconds": 60})):
+        first = json.loads(prefill_body("m", [1], "t", terms))
+        second = json.loads(decode_body(COMPLETIONS, {"prompt": "abc"}, "t", None, terms))
+        assert first["cache_salt"] == second["cache_salt"] == "salt"
+        assert first["kv_transfer_params"] == {"headstart": {"transfer_id": "t", "leg": "prefill", **more}}
+        assert second["kv_transfer_params"] == {"headstart": {"transfer_id": "t", "leg": "decode", **more}}
+    assert "cache_salt" not in json.loads(prefill_body("m", [1], "t", Terms()))

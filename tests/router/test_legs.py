@@ -11,6 +11,7 @@ import pytest
 
 from cachebus.messages import Worker
 from router import legs as module
+from router.callers import Terms
 from router.fields import CHAT, COMPLETIONS
 from router.legs import EngineAnswer, LegBroken, LegFailed, Legs
 
@@ -74,7 +75,7 @@ def test_a_worker_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
             with pytest.raises(LegBroken):
                 await legs.render(worker, CHAT, {})
             with pytest.raises(LegBroken):
-                await legs.prefill(worker, [1], "t", "r")
+                await legs.prefill(worker, [1], "t", "r", Terms())
 
     asyncio.run(scenario())
 

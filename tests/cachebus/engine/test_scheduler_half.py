@@ -385,3 +385,14 @@ def test_a_step_says_what_it_computes() -> None:
     engine.plan(range(8), 0, CHUNK)
     plan = engine.plan([], CHUNK, CHUNK)
     assert (plan.tokens, plan.attended) == (CHUNK, attended(CHUNK, 2 * CHUNK))
+
+
+def test_what_must_not_be_stored_is_pulled_and_never_saved() -> None:
+    engine = Engine(CHUNK * 3, transfer=TransferParams("id", "decode", store=False))
+    engine.bus.grant(1)
+    assert engine.half.matched("r", 0, 0) == CHUNK
+    engine.half.allocated("r", list(range(12)), CHUNK)
+    assert engine.step(range(12), CHUNK, 2 * CHUNK) == []
+    engine.tokens += range(CHUNK)
+    assert engine.step(range(12, 16), 3 * CHUNK, CHUNK) == []
+    assert len(engine.bus.of(Report)) == 1
