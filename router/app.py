@@ -54,7 +54,9 @@ def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "") ->
         return JSONResponse({"object": "list", "data": data})
 
     async def metrics(_request: Request) -> Response:
-        return Response(gateway.metrics.exposition(gateway.watch.replica.workers.values()), media_type=_METRICS_TYPE)
+        workers = gateway.watch.replica.workers.values()
+        out = gateway.fleet.health.out(workers, time.monotonic())
+        return Response(gateway.metrics.exposition(workers, out), media_type=_METRICS_TYPE)
 
     routes = [
         *(Route(path, GenerationEndpoint(gateway, path), methods=["POST"]) for path in ("/v1/chat/completions", "/v1/completions")),

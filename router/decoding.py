@@ -104,6 +104,8 @@ class Decoding:
             failures = 1 if call.tokens > had else failures + 1
             if call.sent and await self._is_over(call, asked):
                 return
+            if not (call.sent or self._gateway.retries.take(time.monotonic())):
+                break
         if not call.sent:
             raise ApiError(502, "the decode workers tried failed to answer", code="workers_failed", retry_seconds=RETRY_SECONDS)
         await self._break_off(call)
@@ -166,8 +168,9 @@ class Decoding:
             how = "continued" if call.transcript.continues else "computed again"
             self._gateway.metrics.resumed.labels(how).inc()
             log.info("request %s: %s goes on after %d tokens, %s", call.request_id, leg.worker, call.tokens, how)
-        patcher, transcript = EventPatcher(call.cached), call.transcript
+        patcher, transcript, heard = EventPatcher(call.cached), call.transcript, self._gateway.fleet.health.heard
         while piece:
+            heard[leg.worker] = time.monotonic()
             leg.tokens += piece.count(EVENT_END)
             await call.pass_on(patcher.feed(piece if transcript is None else transcript.feed(piece)))
             piece = await answer.content.readany()
@@ -179,6 +182,7 @@ class Decoding:
         """The first token is there: the headers, and what is counted once a request."""
         gateway = self._gateway
         gateway.fleet.token(leg, time.monotonic())
+        gateway.fleet.health.succeeded(leg.worker, time.monotonic())
         if route.flight is not None:
             gateway.dispatcher.flights.end(route.flight, computed=True)
         report = await arrived(expected, gateway.settings.report_ms_max)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ class GenerationEndpoint:
         metrics = self._gateway.metrics
         metrics.in_flight.inc()
         self._gateway.requests += 1
+        self._gateway.retries.came()
         try:
             if self._gateway.requests > self._gateway.settings.requests_max:
                 raise ApiError(503, "the router is full: router.requests_max", code="router_full", retry_seconds=RETRY_SECONDS)
@@ -106,6 +108,8 @@ class GenerationEndpoint:
             except (LegFailed, *LegBroken) as error:
                 log.warning("rendering on %s failed: %s", worker.worker, error or type(error).__name__)
                 tried.add(worker.worker)
+                if not gateway.retries.take(time.monotonic()):
+                    raise ApiError(502, "the decode worker asked failed", code="workers_failed", retry_seconds=RETRY_SECONDS) from error
                 worker = gateway.any_decode_worker(worker.model, tried)
 
     async def _answer(self, call: Call, scope: Scope, receive: Receive, response: Response) -> None:

@@ -11,6 +11,7 @@ from cachebus.messages import Worker
 from cachebus.messages_routers import WorkerLoad
 from cachebus.wire import Role
 from router.costs import Load
+from router.health import Health
 
 _UTILISATION_SECONDS = 10.0
 """Over how long a pool's utilisation is taken."""
@@ -53,6 +54,7 @@ class Fleet:
     def __init__(self) -> None:
         self.others: Callable[[], Mapping[str, WorkerLoad]] = dict
         self.in_flight: Counter[str] = Counter()
+        self.health = Health()
         self._legs: dict[str, list[Leg]] = {}
         self._work: dict[Role, tuple[float, float]] = {}
         self._pace = _Pace()

@@ -21,6 +21,8 @@ from router.lengths import Lengths
 from router.limits import Limiter
 from router.metrics import RouterMetrics
 from router.policies import Ask, Chosen
+from router.probes import Probes
+from router.retries import RetryBudget
 from router.settings import RouterSettings
 
 BUS_SECONDS_MAX = 10.0
@@ -38,6 +40,7 @@ class Gateway:
         self.metrics = RouterMetrics()
         self.fleet = Fleet()
         self.lengths = Lengths()
+        self.retries = RetryBudget(time.monotonic())
         self.requests = 0
         """Requests under way, refused ones included."""
         self.watch = Watch(run_dir, self._heard)
@@ -46,11 +49,13 @@ class Gateway:
 
     async def start(self) -> None:
         """Connects to the bus. Raises BusUnavailable, and SettingsError where the tenants' file is not right."""
-        self.legs = Legs(self.settings.connect_seconds_max)
+        self.legs = Legs(self.settings.connect_seconds_max, self.fleet.health)
+        self.probes = Probes(self.legs, self._registered, self.settings.health_ms / 1000)
         self.dispatcher = Dispatcher(self.settings, self.watch, self.colleagues, self.fleet, self.legs, self.metrics)
         try:
             await self.watch.start(BUS_SECONDS_MAX)
         except BusUnavailable:
+            await self.probes.close()
             await self.legs.close()
             raise
         await self.colleagues.start()
@@ -65,7 +70,12 @@ class Gateway:
         """Lets go of the bus and the workers."""
         await self.colleagues.close()
         await self.watch.close()
+        await self.probes.close()
         await self.legs.close()
+
+    def _registered(self) -> Collection[Worker]:
+        """The workers of now: a snapshot brings a table of its own."""
+        return self.watch.replica.workers.values()
 
     @property
     def ready(self) -> bool:
@@ -77,7 +87,7 @@ class Gateway:
         workers = [w for w in self.watch.replica.workers.values() if w.role == "decode"]
         if workers and model is not None and all(w.model != model for w in workers):
             raise ApiError(404, f"The model `{model}` does not exist.", code="model_not_found", param="model")
-        able = candidates(workers, "decode", model, without)
+        able = candidates(self.fleet.health.usable(workers, time.monotonic()), "decode", model, without)
         if not able:
             raise ApiError(503, "no decode worker is ready", code="no_decode_worker", retry_seconds=_RETRY_SECONDS)
         return min(able, key=lambda w: self.fleet.in_flight[w.worker])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,12 +14,15 @@ import msgspec
 from cachebus.messages import Worker
 from router.callers import Terms
 from router.fields import COMPLETIONS, prefill_body
+from router.health import Health
+from router.transcript import EngineFailed
 
 _JSON = {"content-type": "application/json"}
 _ANSWER_BYTES_MAX = 64 << 20
 RENDER_SECONDS_MAX = 60.0
 PREFILL_SECONDS_MAX = 600.0
 """A leg that takes longer is given up. What it published stays, so whoever comes next goes on from there."""
+HEALTH_SECONDS_MAX = 1.0
 _IDLE_SECONDS_MAX = 2.0
 """How long an unused connection is kept: vLLM closes it after 5 s, and a request sent at that moment would look like a dead worker."""
 
@@ -49,7 +53,9 @@ class LegFailed(Exception):
 class Legs:
     """One HTTP client for all workers. Cancelling a call closes its connection, and the engine aborts the request."""
 
-    def __init__(self, connect_seconds_max: float) -> None:
+    def __init__(self, connect_seconds_max: float, health: Health) -> None:
+        self.health = health
+        self._limits: dict[str, set[asyncio.Timeout]] = {}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds_max)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS_MAX)
         self._session = aiohttp.ClientSession(timeout=timeout, connector=connector, headers=_JSON, read_bufsize=1 << 20)
@@ -58,13 +64,38 @@ class Legs:
         """Closes every connection."""
         await self._session.close()
 
+    def let_go(self, worker: Worker) -> int:
+        """Ends all legs at a worker with a TimeoutError; how many there were."""
+        limits = self._limits.get(worker.worker, set())
+        for limit in limits:
+            limit.reschedule(asyncio.get_running_loop().time())
+        return len(limits)
+
+    @asynccontextmanager
+    async def _at(self, worker: Worker) -> AsyncIterator[None]:
+        """A leg there, which can be let go. What becomes of it is noted."""
+        limits = self._limits.setdefault(worker.worker, set())
+        try:
+            async with asyncio.timeout(None) as limit:
+                limits.add(limit)
+                try:
+                    yield
+                finally:
+                    limits.discard(limit)
+                    if not limits and self._limits.get(worker.worker) is limits:
+                        del self._limits[worker.worker]
+        except (LegFailed, EngineFailed, *LegBroken):
+            self.health.failed(worker.worker, time.monotonic())
+            raise
+        self.health.succeeded(worker.worker, time.monotonic())
+
     async def render(self, worker: Worker, path: str, body: dict[str, Any]) -> list[int] | None:
         """The prompt's token ids as the engine itself renders them; None where they alone don't make the prompt (images, say).
 
         Raises EngineAnswer where the engine refuses the request, and LegFailed or LegBroken where the worker fails.
         """
         request = msgspec.json.encode({**body, "stream": False, "stream_options": None})
-        async with asyncio.timeout(RENDER_SECONDS_MAX), self._session.post(f"{worker.url}{path}/render", data=request) as answer:
+        async with self._at(worker), asyncio.timeout(RENDER_SECONDS_MAX), self._session.post(f"{worker.url}{path}/render", data=request) as answer:
             raw = await answer.read()
             if 400 <= answer.status < 500:
                 raise EngineAnswer(answer.status, raw)
@@ -82,15 +113,24 @@ class Legs:
         data = prefill_body(worker.model, token_ids, transfer_id, terms)
         headers = {"x-request-id": f"{request_id}-prefill"}
         address = f"{worker.url}{COMPLETIONS}"
-        async with asyncio.timeout(PREFILL_SECONDS_MAX), self._session.post(address, data=data, headers=headers) as answer:
+        async with self._at(worker), asyncio.timeout(PREFILL_SECONDS_MAX), self._session.post(address, data=data, headers=headers) as answer:
             await answer.read()
             if answer.status != 200:
                 raise LegFailed(f"{worker.worker} answered {answer.status} to a prefill")
 
+    async def is_healthy(self, worker: Worker) -> bool:
+        """Whether its HTTP server answers in time, and does not say that its engine is dead."""
+        try:
+            async with asyncio.timeout(HEALTH_SECONDS_MAX), self._session.get(f"{worker.url}/health") as answer:
+                return answer.status < 500
+        except LegBroken:
+            return False
+
     @asynccontextmanager
     async def decode(self, worker: Worker, path: str, data: bytes, request_id: str) -> AsyncIterator[aiohttp.ClientResponse]:
         """The engine's answer, open. Raises EngineAnswer, LegFailed or LegBroken."""
-        async with self._session.post(f"{worker.url}{path}", data=data, headers={"x-request-id": request_id}) as answer:
+        headers = {"x-request-id": request_id}
+        async with self._at(worker), self._session.post(f"{worker.url}{path}", data=data, headers=headers) as answer:
             if 400 <= answer.status < 500:
                 raise EngineAnswer(answer.status, await answer.content.read(_ANSWER_BYTES_MAX))
             if answer.status != 200:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -28,12 +28,12 @@ class RouterMetrics:
         self.in_flight = Gauge("headstart_requests_in_flight", "Requests under way", registry=registry)
         self._workers = Gauge("headstart_workers", "Registered workers", ["role", "state"], registry=registry)
 
-    def exposition(self, workers: Iterable[Worker]) -> bytes:
-        """Prometheus' text format."""
+    def exposition(self, workers: Iterable[Worker], out: Collection[str]) -> bytes:
+        """Prometheus' text format. ``out``: workers that get nothing by their own fault."""
         self._workers.clear()
         for role in ("prefill", "decode"):
-            for state in ("ready", "draining"):
+            for state in ("ready", "draining", "out"):
                 self._workers.labels(role, state).set(0)
         for worker in workers:
-            self._workers.labels(worker.role, "draining" if worker.draining else "ready").inc()
+            self._workers.labels(worker.role, "draining" if worker.draining else "out" if worker.worker in out else "ready").inc()
         return generate_latest(self._registry)

@@ -86,7 +86,7 @@ class ByRule:
         self._turns = Turns()
 
     def ways(self, ask: Ask, now: float) -> list[Way]:
-        workers = self._replica.workers.values()
+        workers = self._fleet.health.usable(self._replica.workers.values(), now)
         chunks = self._hbm_chunks(ask.keys)
         able = candidates(workers, "decode", ask.model)
         in_hbm = max((chunks.get(w.worker, 0) for w in self._equals("decode", able, chunks)), default=0)
@@ -102,7 +102,7 @@ class ByRule:
         return way.tokens >= self._settings.prefill_tokens_min and 2 * (chunks - known) * ask.chunk_tokens >= missing
 
     def worker(self, role: Role, ask: Ask, without: Collection[str], now: float) -> Chosen | None:
-        able = candidates(self._replica.workers.values(), role, ask.model, without)
+        able = candidates(self._fleet.health.usable(self._replica.workers.values(), now), role, ask.model, without)
         if not able:
             return None
         equals = self._equals(role, able, self._hbm_chunks(ask.keys))
@@ -151,7 +151,7 @@ class ByCost:
 
     def worker(self, role: Role, ask: Ask, without: Collection[str], now: float) -> Chosen | None:
         prompt = self._prompt(ask)
-        able = {w.worker: w for w in candidates(self._replica.workers.values(), role, ask.model, without)}
+        able = {w.worker: w for w in candidates(self._fleet.health.usable(self._replica.workers.values(), now), role, ask.model, without)}
         legs = self._prefills(prompt, able.values(), now) if role == "prefill" else self._decodes(prompt, able.values(), now)
         if not legs:
             return None
@@ -170,7 +170,7 @@ class ByCost:
         return Prompt(ask.tokens, ask.chunk_tokens, ask.chunk_bytes, tiers, self._replica.hbm_prefixes(ask.keys))
 
     def _ways(self, ask: Ask, prompt: Prompt, now: float) -> list[Way]:
-        workers = self._replica.workers.values()
+        workers = self._fleet.health.usable(self._replica.workers.values(), now)
         decoding = candidates(workers, "decode", ask.model)
         found = self._decodes(prompt, decoding, now)
         prefills = self._prefills(prompt, candidates(workers, "prefill", ask.model), now)

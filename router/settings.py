@@ -26,13 +26,15 @@ class RouterSettings(Section, frozen=True):
     """Longest that a response's headers wait, after the first token, for the report of where its prompt came from"""
     single_flight_seconds_max: int = 600
     """Longest wait for a prefix that another request is having computed"""
+    health_ms: int = 1000
+    """How often each worker's /health is called; one that fails three times and sends nothing gets nothing until it answers. 0: never"""
     connect_seconds_max: int = 5
     """Longest wait for a worker to accept a connection"""
     drain_seconds_max: int = 30
     """Longest wait for running answers when the router is asked to end"""
 
     def problems(self) -> list[Problem]:
-        found = negative(self, "report_ms_max", "single_flight_seconds_max", "drain_seconds_max") + ports(self, "port")
+        found = negative(self, "report_ms_max", "health_ms", "single_flight_seconds_max", "drain_seconds_max") + ports(self, "port")
         for key in ("prefill_tokens_min", "body_bytes_max", "requests_max", "connect_seconds_max"):
             if getattr(self, key) < 1:
                 found.append((key, f"{getattr(self, key)} is too small; give at least 1"))

@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from live import Live
+from live import CHAT, COMPLETIONS, Live
 from tests_shared import wait_for
 
 from cachebus.engine import process_tree
@@ -101,3 +101,38 @@ def test_a_worker_that_is_asked_to_end_finishes_what_it_has(live: Live) -> None:
     assert live.cluster.processes["decode-1"].wait(60) == 0
     assert right_answer(live, 300).headers["x-headstart-worker"] == "decode-0"
     live.bring_back("decode-1")
+
+
+@pytest.mark.parametrize(("path", "victim"), [(COMPLETIONS, "api server"), (CHAT, "worker")])
+def test_a_stream_goes_on_when_its_decode_worker_is_killed(live: Live, path: str, victim: str) -> None:
+    """The API server's death breaks the connection; after the worker's the API server says in the stream that its engine is dead."""
+    text = live.prompts.text(700)
+    body = live.body(max_tokens=300, ignore_eos=True) | (
+        {"prompt": text} if path == COMPLETIONS else {"messages": [{"role": "user", "content": text}]}
+    )
+    expected = live.plains(body, path)
+    resumed = live.metric(live.cluster.url, "headstart_resumed_streams_total")
+
+    def generating() -> list[str]:
+        return [
+            name
+            for name, url in live.workers().items()
+            if name.startswith("decode")
+            and live.metric(url, "vllm:num_requests_running")
+            and live.metric(url, "vllm:generation_tokens_total") > before[name] + 40
+        ]
+
+    before = {name: live.metric(url, "vllm:generation_tokens_total") for name, url in live.workers().items()}
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(live.ours, body, path)
+        wait_for(lambda: bool(generating()) or answer.done(), 30)
+        assert not answer.done()
+        (name,) = generating()
+        os.kill(live.engine_processes(name)[victim], signal.SIGKILL)
+        found = answer.result(ANSWER_SECONDS_MAX)
+    assert found.token_ids == expected.token_ids
+    assert found.text == expected.text
+    assert found.usage["completion_tokens"] == 300
+    assert found.usage["prompt_tokens"] == expected.usage["prompt_tokens"]
+    assert live.metric(live.cluster.url, "headstart_resumed_streams_total") == resumed + 1
+    live.bring_back(name)

@@ -13,6 +13,7 @@ from cachebus.messages import Worker
 from router import legs as module
 from router.callers import Terms
 from router.fields import CHAT, COMPLETIONS
+from router.health import Health
 from router.legs import EngineAnswer, LegBroken, LegFailed, Legs
 
 
@@ -32,7 +33,7 @@ async def answering(body: bytes, status: int = 200, *, pause_seconds: float = 0)
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0, family=socket.AF_INET)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    legs = Legs(1)
+    legs = Legs(1, Health())
     try:
         yield legs, Worker("w", "decode", url, "m", b"n" * 32, 16, 256, 8192, True)
     finally:

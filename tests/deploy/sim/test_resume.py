@@ -155,3 +155,38 @@ def test_streams_go_on_when_their_worker_is_killed(bus: Bus, sims: SimCluster, s
         router.stop()
     wait_for(lambda: all(metric(url, "vllm:num_requests_running") == 0 for url in sims.urls().values()))
     wait_for(lambda: counters(bus)["leases"] == 0 and counters(bus)["writing"] == 0)
+
+
+def test_streams_leave_a_worker_that_is_silent_and_it_comes_back(bus: Bus, sims: SimCluster) -> None:
+    """SIGSTOP: its connections stay open, so nobody is told; the bus still has it. An answer that is no stream waits for it, too."""
+    chance = random.Random(3)
+    for name in ("d", "stopped"):
+        sims.launch(name, "decode", speed=STEPS_PER_SECOND)
+    sims.ready(2)
+    router = RouterUnderTest(bus, body_bytes_max=1 << 20, health_ms=300)
+    url = f"http://127.0.0.1:{router.port}"
+
+    async def ask() -> None:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(30)) as session:
+            events = Counter[str]()
+            wishes = [wish(chance) for _ in range(6)]
+            wishes[0].body |= {"stream": False, "stream_options": None}
+            answers = [asyncio.create_task(listen(session, url, wished, events)) for wished in wishes[1:]]
+            whole = asyncio.create_task(session.post(url + wishes[0].path, json=wishes[0].body))
+            while events["seen"] < 100:
+                await asyncio.sleep(0.001)
+            sims.processes["stopped"].send_signal(signal.SIGSTOP)
+            for wished, heard in zip(wishes[1:], await asyncio.gather(*answers), strict=True):
+                assert (heard.error, heard.text, heard.finish) == ("", wished.text, [wished.finish])
+            choice = (await (await whole).json())["choices"][0]
+            assert (choice["text"] if "text" in choice else choice["message"]["content"]) == wishes[0].text
+
+    try:
+        router.knows(2)
+        asyncio.run(ask())
+        assert sum(outcomes(router).values()) > 0
+        assert b'headstart_workers{role="decode",state="out"} 1.0' in router.get("/metrics")[1]
+    finally:
+        sims.processes["stopped"].send_signal(signal.SIGCONT)
+        wait_for(lambda: b'headstart_workers{role="decode",state="ready"} 2.0' in router.get("/metrics")[1])
+        router.stop()
