@@ -15,12 +15,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from router.access import Access
+from router.admin import Admin, ByPort, check_admin, metrics
 from router.endpoint import GenerationEndpoint
 from router.errors import ApiError
 from router.gateway import Gateway
 from router.settings import RouterSettings
-
-_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "") -> Starlette:
@@ -53,23 +52,22 @@ def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "") ->
         ]
         return JSONResponse({"object": "list", "data": data})
 
-    async def metrics(_request: Request) -> Response:
-        workers = gateway.watch.replica.workers.values()
-        out = gateway.fleet.health.out(workers, time.monotonic())
-        return Response(gateway.metrics.exposition(workers, out), media_type=_METRICS_TYPE)
+    async def its_metrics(request: Request) -> Response:
+        check_admin(gateway, dict(request.headers.raw))
+        return metrics(gateway)
 
     routes = [
         *(Route(path, GenerationEndpoint(gateway, path), methods=["POST"]) for path in ("/v1/chat/completions", "/v1/completions")),
         Route("/v1/models", models),
         Route("/health", health),
         Route("/ready", ready),
-        Route("/metrics", metrics),
+        Route("/metrics", its_metrics),
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Access, lambda: gateway.tenants, gateway.limiter)],
+        middleware=[Middleware(ByPort, Admin(gateway), settings.admin_port), Middleware(Access, lambda: gateway.tenants, gateway.limiter)],
         lifespan=lifespan,
-        exception_handlers={HTTPException: _as_openai, Exception: _unexpected},
+        exception_handlers={HTTPException: _as_openai, ApiError: _refused, Exception: _unexpected},
     )
     app.state.gateway = gateway
     return app
@@ -79,6 +77,11 @@ async def _as_openai(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     return ApiError(error.status_code, error.detail, code=code).response(dict(error.headers or {}))
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response({})
 
 
 async def _unexpected(_request: Request, _error: Exception) -> Response:

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from cachebus.messages import Worker
 from router.callers import caller_of
+from router.caps import check_body, check_prompt
 from router.decoding import RETRY_SECONDS, Call, Decoding
 from router.dispatch import Route
 from router.errors import ApiError
@@ -22,10 +23,9 @@ from router.gateway import Gateway
 from router.legs import EngineAnswer, LegBroken, LegFailed
 from router.policies import Ask
 from router.resume import DecodeRequest
+from router.settings import RouterSettings
 
 log = logging.getLogger("headstart.router")
-
-BODY_SECONDS_MAX = 60.0
 
 
 class GenerationEndpoint:
@@ -60,7 +60,7 @@ class GenerationEndpoint:
             metrics.requests.labels(call.route, str(call.status)).inc()
 
     async def _serve(self, call: Call, scope: Scope, receive: Receive) -> None:
-        raw = await _read_body(receive, dict(scope["headers"]), self._gateway.settings.body_bytes_max)
+        raw = await _read_body(receive, dict(scope["headers"]), self._gateway.settings)
         work = asyncio.create_task(self._work(call, raw))
         gone = asyncio.create_task(_disconnected(receive))
         try:
@@ -77,6 +77,7 @@ class GenerationEndpoint:
 
     async def _work(self, call: Call, raw: bytes) -> None:
         body = parse_body(raw)
+        check_body(self._gateway.settings, raw, body)
         worker = self._gateway.any_decode_worker(body.get("model") or None)
         splittable = is_splittable(self._path, body)
         given = plain_prompt(self._path, body)
@@ -87,6 +88,7 @@ class GenerationEndpoint:
                 self._gateway.lengths.learn(worker.model, len(raw), len(token_ids))
         dispatcher = self._gateway.dispatcher
         if token_ids is not None:
+            check_prompt(self._gateway.settings, len(token_ids))
             call.caller.meter.prompt_is(len(token_ids))
         route = Route(False, Ask(worker.model))
         if splittable and token_ids is not None:
@@ -117,7 +119,8 @@ class GenerationEndpoint:
         await response(scope, receive, call.send)
 
 
-async def _read_body(receive: Receive, headers: dict[bytes, bytes], bytes_max: int) -> bytes:
+async def _read_body(receive: Receive, headers: dict[bytes, bytes], settings: RouterSettings) -> bytes:
+    bytes_max, seconds_max = settings.body_bytes_max, settings.body_seconds_max
     too_large = ApiError(
         413,
         f"the request's body is larger than the {bytes_max} bytes that router.body_bytes_max allows",
@@ -126,10 +129,10 @@ async def _read_body(receive: Receive, headers: dict[bytes, bytes], bytes_max: i
     if int(headers.get(b"content-length", b"0")) > bytes_max:
         raise too_large
     try:
-        async with asyncio.timeout(BODY_SECONDS_MAX):
+        async with asyncio.timeout(seconds_max):
             return await _read_up_to(receive, bytes_max, too_large)
     except TimeoutError as error:
-        raise ApiError(408, f"the request's body did not come within {BODY_SECONDS_MAX:g} s", code="body_too_slow") from error
+        raise ApiError(408, f"the request's body did not come within {seconds_max} s (router.body_seconds_max)", code="body_too_slow") from error
 
 
 async def _read_up_to(receive: Receive, bytes_max: int, too_large: ApiError) -> bytes:

@@ -14,9 +14,11 @@ from types import FrameType
 import uvicorn
 
 from cachebus.errors import HeadstartError
+from cachebus.security import is_loopback
 from cachebus.tenants import read_tenants
 from cachebus.watch import Watch
 from router.app import make_app
+from router.connections import protocol
 from router.gateway import BUS_SECONDS_MAX
 from router.settings import RouterSettings
 
@@ -27,27 +29,35 @@ _BACKLOG = 2048
 
 def serve(settings: RouterSettings, run_dir: Path, tenants_file: str = "") -> int:
     """Serves until SIGTERM or SIGINT, then lets running answers finish. Raises HeadstartError where it can't start."""
-    listener = _listen(settings)
+    if not is_loopback(settings.admin_host) and settings.admin_port and not tenants_file:
+        place = f"router.admin_host: {settings.admin_host} can be reached from other machines"
+        raise HeadstartError(f"{place}, and there are no keys: set security.tenants_file")
+    listeners = [_listen("router.port", settings.host, settings.port)]
     try:
+        if settings.admin_port:
+            listeners.append(_listen("router.admin_port", settings.admin_host, settings.admin_port))
         if tenants_file:
             read_tenants(Path(tenants_file))
         asyncio.run(_reach_bus(run_dir))
         config = uvicorn.Config(
             make_app(settings, run_dir, tenants_file),
             log_config=None,
+            http=protocol(settings),
+            ws="none",
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=settings.drain_seconds_max,
         )
-        host, port = listener.getsockname()[:2]
+        host, port = listeners[0].getsockname()[:2]
         log.info("router ready at http://%s:%d/v1", host, port)
         server = uvicorn.Server(config)
         with _stopping(server):
-            server.run(sockets=[listener])
+            server.run(sockets=listeners)
         if not server.started:
             raise HeadstartError("the router did not start: its log says why")
     finally:
-        listener.close()
+        for listener in listeners:
+            listener.close()
     log.info("router stopped")
     return 0
 
@@ -77,13 +87,13 @@ async def _reach_bus(run_dir: Path) -> None:
     await watch.close()
 
 
-def _listen(settings: RouterSettings) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET, socket.SOCK_STREAM)
+def _listen(key: str, host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((settings.host, settings.port))
+        listener.bind((host, port))
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise HeadstartError(f"router.port: can't listen on {settings.host}:{settings.port}: {error.strerror}; choose another port") from error
+        raise HeadstartError(f"{key}: can't listen on {host}:{port}: {error.strerror}; choose another port") from error
     return listener

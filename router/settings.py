@@ -6,6 +6,11 @@ from typing import Literal
 
 from cachebus.settings_file import Problem, Section, negative, ports
 
+_AT_LEAST_ONE = (
+    *("prefill_tokens_min", "requests_max", "connect_seconds_max", "body_bytes_max", "body_seconds_max"),
+    *("header_bytes_max", "header_seconds_max", "json_depth_max", "n_max"),
+)
+
 
 class RouterSettings(Section, frozen=True):
     """The router."""
@@ -18,8 +23,24 @@ class RouterSettings(Section, frozen=True):
     """A prompt that lacks at least this many tokens goes through prefill where the policy goes by rule; one that has fewer is not even looked up"""
     policy: Literal["cost", "prefix_affinity", "least_loaded", "round_robin"] = "cost"
     """What costs least in seconds; or by rule: whose HBM has most of the prompt, of those not much busier; the least busy one; each in turn"""
+    admin_host: str = "127.0.0.1"
+    """Address of the admin routes; one that is not loopback needs security.tenants_file, and a key of a tenant with `admin: true`"""
+    admin_port: int = 0
+    """Port of the admin routes (metrics, tenants, deleting a tenant's cache); 0: none"""
     body_bytes_max: int = 16 << 20
     """Largest request body; more is refused with 413"""
+    body_seconds_max: int = 60
+    """Longest that a request's body may take to come; then 408, and the connection is closed"""
+    header_bytes_max: int = 32 << 10
+    """Largest head of a request, all headers together; more is refused with 431"""
+    header_seconds_max: int = 10
+    """Longest that a request's headers may take to come; then 408, and the connection is closed"""
+    json_depth_max: int = 64
+    """Levels that a request's JSON may be nested; more is refused with 400"""
+    n_max: int = 128
+    """Answers that one request may ask for: n, or best_of, for each of its prompts; more is refused with 400"""
+    prompt_tokens_max: int = 0
+    """Tokens that a prompt may have; more is refused with 400; 0: what the model takes"""
     requests_max: int = 1024
     """Requests under way at once; more are refused with 503"""
     report_ms_max: int = 100
@@ -34,8 +55,11 @@ class RouterSettings(Section, frozen=True):
     """Longest wait for running answers when the router is asked to end"""
 
     def problems(self) -> list[Problem]:
-        found = negative(self, "report_ms_max", "health_ms", "single_flight_seconds_max", "drain_seconds_max") + ports(self, "port")
-        for key in ("prefill_tokens_min", "body_bytes_max", "requests_max", "connect_seconds_max"):
+        found = negative(self, "report_ms_max", "health_ms", "single_flight_seconds_max", "drain_seconds_max", "prompt_tokens_max")
+        found += ports(self, "port", "admin_port")
+        if self.admin_port and self.admin_port == self.port:
+            found.append(("admin_port", f"{self.admin_port} is router.port, too: give another"))
+        for key in _AT_LEAST_ONE:
             if getattr(self, key) < 1:
                 found.append((key, f"{getattr(self, key)} is too small; give at least 1"))
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable
 from http.client import HTTPConnection, HTTPResponse
@@ -13,6 +14,7 @@ from engine_double import EngineDouble
 from tests_shared import Bus, wait_for
 
 from router.app import make_app
+from router.connections import protocol
 from router.settings import RouterSettings
 
 MakeEngine = Callable[..., EngineDouble]
@@ -26,16 +28,20 @@ class RouterUnderTest:
         rules = {"policy": "prefix_affinity", "prefill_tokens_min": 512}
         self.settings = RouterSettings(port=0, **{**rules, "body_bytes_max": 100_000, "connect_seconds_max": 1, **settings})
         self.app = make_app(self.settings, bus.run_dir, tenants_file)
-        self._server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None))
-        self._thread = threading.Thread(target=self._server.run)
+        self._server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None, http=protocol(self.settings)))
+        admin = [self.settings.admin_port] if self.settings.admin_port else []
+        self._listeners = [socket.create_server(("127.0.0.1", port)) for port in (0, *admin)]
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": self._listeners})
         self._thread.start()
         wait_for(lambda: self._server.started)
-        self.port = self._server.servers[0].sockets[0].getsockname()[1]
+        self.port = self._listeners[0].getsockname()[1]
 
     def stop(self) -> None:
         # A test that failed may have left requests that nothing will ever answer.
         self._server.should_exit = self._server.force_exit = True
         self._thread.join()
+        for listener in self._listeners:
+            listener.close()
 
     @property
     def gateway(self) -> Any:

@@ -1,0 +1,90 @@
+"""What only operators may ask: a port of its own, on loopback unless told otherwise; elsewhere an admin's key is asked for."""
+
+from __future__ import annotations
+
+import time
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cachebus.security import is_loopback
+from router.access import authenticated
+from router.errors import ApiError
+from router.gateway import Gateway
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class ByPort:
+    """An ASGI application that hands what came in at ``admin_port`` (0: none) to ``admin``, and all else to ``app``."""
+
+    def __init__(self, app: ASGIApp, admin: ASGIApp, admin_port: int) -> None:
+        self._app, self._admin, self._port = app, admin, admin_port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The port is the socket's own, so nothing that a client sends can change it."""
+        server = scope.get("server")
+        at_admin = scope["type"] == "http" and self._port and server is not None and server[1] == self._port
+        await (self._admin if at_admin else self._app)(scope, receive, send)
+
+
+class Admin:
+    """The admin routes as an ASGI application."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._open = is_loopback(gateway.settings.admin_host)
+        self._routes = Router(
+            [
+                Route("/health", self._health),
+                Route("/metrics", self._metrics),
+                Route("/tenants", self._tenants),
+            ],
+            redirect_slashes=False,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request. Errors are answered as everywhere."""
+        try:
+            if not self._open:
+                check_admin(self._gateway, dict(scope["headers"]))
+            await self._routes({**scope, "app": None}, receive, send)
+        except ApiError as error:
+            await error.response({})(scope, receive, send)
+        except HTTPException as error:
+            found = ApiError(error.status_code, error.detail, code="unknown_url" if error.status_code == 404 else "method_not_allowed")
+            await found.response({})(scope, receive, send)
+
+    async def _health(self, _request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def _metrics(self, _request: Request) -> Response:
+        return metrics(self._gateway)
+
+    async def _tenants(self, _request: Request) -> Response:
+        tenants = self._gateway.tenants
+        if tenants is not None:
+            tenants.look()
+        named = tenants.now.named if tenants is not None else {}
+        kept = ("group", "requests_per_minute", "tokens_per_minute", "cache_share_max", "admin")
+        rows = [{"name": name, "keys": len(tenant.keys), **{field: getattr(tenant, field) for field in kept}} for name, tenant in named.items()]
+        return JSONResponse({"tenants": rows})
+
+
+def metrics(gateway: Gateway) -> Response:
+    """Prometheus' text format."""
+    workers = gateway.watch.replica.workers.values()
+    out = gateway.fleet.health.out(workers, time.monotonic())
+    return Response(gateway.metrics.exposition(workers, out), media_type=METRICS_TYPE)
+
+
+def check_admin(gateway: Gateway, headers: dict[bytes, bytes]) -> None:
+    """Raises ApiError (401, 403) where the request carries no admin's key though there are keys."""
+    if gateway.tenants is None:
+        return
+    _, tenant = authenticated(gateway.tenants, headers)
+    if not tenant.admin:
+        raise ApiError(403, "only a tenant with `admin: true` may ask this", code="not_an_admin")
