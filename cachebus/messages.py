@@ -151,7 +151,7 @@ class Report(Message, frozen=True):
 
     ``hbm_tokens`` lay in the engine's prefix cache, ``pulled`` says how many came from which tier; the rest was computed. ``token_seconds``,
     ``attended_seconds`` and ``byte_seconds`` are what the engine has learnt by then (``cachebus.engine.break_even``): seconds a token computed, a
-    token attended to, and a byte pulled from a tier; 0 or absent where it does not know.
+    token attended to, and a byte pulled from a tier; 0 or absent where it does not know. ``longest_tokens``: up to what length of context.
     """
 
     transfer_id: str
@@ -163,6 +163,7 @@ class Report(Message, frozen=True):
     token_seconds: float = 0.0
     attended_seconds: float = 0.0
     byte_seconds: dict[Tier, float] = {}  # noqa: RUF012 - msgspec gives each message its own
+    longest_tokens: int = 0
 
     @property
     def pulled_tokens(self) -> int:

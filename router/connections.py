@@ -26,6 +26,7 @@ class Connection(HttpToolsProtocol):
     settings: RouterSettings
 
     _in_headers = True
+    _saw_headers = False
     _header_bytes = 0
     _timer: asyncio.TimerHandle | None = None
     _refusal: ApiError | None = None
@@ -41,9 +42,10 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._timer is None and self._in_headers:
             self._begin_headers()
-        began_before = self._in_headers
+        began_before, self._saw_headers = self._in_headers, False
         super().data_received(data)
-        if self.transport.is_closing() or not (began_before and self._in_headers):
+        # What a body, or the whole of a small request, came along with is not all headers.
+        if self.transport.is_closing() or not began_before or self._saw_headers:
             return
         self._header_bytes += len(data)
         if self._header_bytes > self.settings.header_bytes_max:
@@ -54,7 +56,7 @@ class Connection(HttpToolsProtocol):
         if size > self.settings.header_bytes_max:
             self._refusal = self._too_large()
             raise ValueError("the headers are too large")
-        self._in_headers = False
+        self._in_headers, self._saw_headers = False, True
         self._start_timer(self.settings.body_seconds_max + _GRACE_SECONDS)
         super().on_headers_complete()
 

@@ -65,7 +65,9 @@ class Learnt:
         others = [report for name, report in reversed(self._reported.items()) if self._models[name] == worker.model and name != worker.worker]
         own = self._reported.get(worker.worker)
         known = [*([own] if own else []), *others]
-        computing = next((report for report in known if report.token_seconds or report.attended_seconds), None)
+        # Short prompts tell little of long ones: who has seen far longer ones than the worker itself speaks for it.
+        longest = max((report.longest_tokens for report in known), default=0)
+        computing = next((report for report in known if report.longest_tokens and 2 * report.longest_tokens >= longest), None)
         byte_seconds: dict[Tier, float] = {}
         for report in known:
             byte_seconds = {**report.byte_seconds, **byte_seconds}

@@ -92,6 +92,7 @@ class Dispatcher:
                 break
             flight, count = under_way
             await self.flights.wait(flight, keys, known + count, deadline - now)
+            log.debug("request %s: waited %.3f s for %d chunks that another has computed", request_id, time.monotonic() - now, count)
             if flight.ended and not flight.computed:
                 # Its leader, if it is still there, was woken together with us: it goes on with its own decode worker, and we follow.
                 await asyncio.sleep(0)
@@ -168,8 +169,10 @@ class Dispatcher:
             try:
                 await self._legs.prefill(worker, token_ids, transfer_id, request_id, terms)
                 outcome = "done"
+                took = time.monotonic() - begun
+                log.debug("request %s: prefill on %s took %.3f s, thought %.3f s", request_id, worker.worker, took, chosen.way.own)
                 if idle:
-                    self.policy.leg_took(chosen.way, time.monotonic() - begun)
+                    self.policy.leg_took(chosen.way, took)
                 await self.flights.settled(ask.keys[known:], _SETTLE_SECONDS_MAX)
                 return await arrived(report, self._settings.report_ms_max)
             except (LegFailed, *LegBroken) as error:

@@ -1,7 +1,8 @@
 """Whether a prefix is sooner pulled or computed, by what steps and pulls took lately. Pure state.
 
 A step takes ``a * tokens + b * attended`` seconds: every token's matrices, and attention over what precedes it. Both are fitted to the steps
-seen, old ones counting ever less. A tier's bytes come at the rate at which they came lately; what is not known is taken for fast, so it is tried.
+seen, old ones counting ever less, and each length of context for itself: a hundred short prompts must not make forget what a long one took.
+A tier's bytes come at the rate at which they came lately; what is not known is taken for fast, so it is tried.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ FORGOTTEN_AFTER_SECONDS = 10.0
 """A tier's rate is forgotten when it was not seen for so long: the slow tier of a moment ago is tried again."""
 
 _KEPT = 0.9
-"""What of all that was learnt still counts after one more sample."""
+"""What of all that was learnt of a tier still counts after one more sample."""
+
+_STEPS_KEPT = 0.8
+"""The same for steps whose tokens attend to about as many others, within a factor of two."""
+
+_LENGTH_KEPT, _LENGTH_MIN = 0.9, 0.02
+"""How much a length of context counts less for every step of another one, and how much at least."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,32 @@ def attended(first: int, last: int) -> float:
     return (last * last - first * first) / 2
 
 
+class _Steps:
+    """Steps of one length of context: their mean, in which later ones count more. ``counts``: how much it counts beside other lengths."""
+
+    def __init__(self) -> None:
+        self.counts = 1.0
+        self._weight = 0.0
+        # Of tokens², tokens * attended, attended², tokens and attended, each a second: the normal equations of the fit.
+        self._sums = [0.0] * 5
+
+    def add(self, sample: StepTook) -> None:
+        # Relative to what it took, so that a short step counts as much as a long one.
+        tokens, attention = sample.tokens / sample.seconds, sample.attended / sample.seconds
+        terms = (tokens * tokens, tokens * attention, attention * attention, tokens, attention)
+        self._sums = [_STEPS_KEPT * total + term for total, term in zip(self._sums, terms, strict=True)]
+        self._weight = _STEPS_KEPT * self._weight + 1
+        self.counts = 1.0
+
+    def terms(self) -> list[float]:
+        return [self.counts * total / self._weight for total in self._sums]
+
+
 class BreakEven:
     """Learns from samples and judges prefixes."""
 
     def __init__(self) -> None:
-        # Sums of tokens², tokens * attended, attended², tokens and attended, each a second: the normal equations of the fit.
-        self._sums = [0.0] * 5
+        self._steps: dict[int, _Steps] = {}
         self._pulled: dict[Tier, tuple[float, float, float]] = {}
 
     def add(self, sample: StepTook | PullTook, now_seconds: float) -> None:
@@ -65,17 +92,23 @@ class BreakEven:
             kept = _KEPT if now_seconds - at < FORGOTTEN_AFTER_SECONDS else 0.0
             self._pulled[sample.tier] = (length * kept + sample.length, seconds * kept + sample.seconds, now_seconds)
             return
-        if sample.seconds <= 0:
+        if sample.seconds <= 0 or not sample.tokens:
             return
-        # Relative to what it took, so that a short step counts as much as a long one.
-        tokens, attention = sample.tokens / sample.seconds, sample.attended / sample.seconds
-        terms = (tokens * tokens, tokens * attention, attention * attention, tokens, attention)
-        self._sums = [_KEPT * total + term for total, term in zip(self._sums, terms, strict=True)]
+        length = int(sample.attended / sample.tokens).bit_length()
+        for other, steps in self._steps.items():
+            if other != length:
+                steps.counts = max(_LENGTH_MIN, steps.counts * _LENGTH_KEPT)
+        self._steps.setdefault(length, _Steps()).add(sample)
 
     def compute_seconds(self, first: int, last: int) -> float | None:
         """What computing a prompt's tokens from ``first`` to ``last`` takes; None before a step was seen."""
         rates = self._fitted()
         return _step_seconds(rates, first, last) if rates else None
+
+    @property
+    def longest_tokens(self) -> int:
+        """How many tokens those of a step attended to at most, as a power of two: what a longer prompt takes is a guess."""
+        return 1 << max(self._steps) if self._steps else 0
 
     def rates(self, now_seconds: float) -> tuple[float, float, dict[Tier, float]]:
         """Seconds a token computed, a token attended to, and a byte of each tier: what is known of them now; 0 or absent: not known."""
@@ -84,9 +117,9 @@ class BreakEven:
 
     def _fitted(self) -> tuple[float, float] | None:
         """Seconds a token, and a token attended to; None before a step was seen."""
-        tt, ta, aa, ts, as_ = self._sums
-        if not tt:
+        if not self._steps:
             return None
+        tt, ta, aa, ts, as_ = (sum(terms) for terms in zip(*(steps.terms() for steps in self._steps.values()), strict=True))
         determinant = tt * aa - ta * ta
         a, b = ts / tt, 0.0
         # Steps that are all alike tell nothing of the second term.

@@ -351,7 +351,7 @@ class SchedulerHalf:
             return
         pulled = self._pulled(tracked, computed) if tracked.pulled_to else {}
         hbm_tokens = computed - sum(pulled.values())
-        rates = self._break_even.rates(self._learnt_at_seconds)
+        rates = (*self._break_even.rates(self._learnt_at_seconds), self._break_even.longest_tokens)
         self._bus.submit(Report(transfer.transfer_id, transfer.leg, self._policy.worker, tracked.view.prompt_tokens, hbm_tokens, pulled, *rates))
 
     def _pulled(self, tracked: _Tracked, computed: int) -> dict[Tier, int]:

@@ -137,3 +137,13 @@ def test_what_is_no_http_is_400_in_the_usual_form(hasty: RouterUnderTest) -> Non
     assert said.startswith(b"HTTP/1.1 400 ")
     assert error(said) == "invalid_http"
     client.close()
+
+
+def test_a_body_that_comes_in_one_piece_with_its_headers_is_no_header(make_engine: MakeEngine, hasty: RouterUnderTest) -> None:
+    make_engine("d", "decode")
+    hasty.knows(1)
+    body = json.dumps({"model": "m", "prompt": "x" * 20_000}).encode()
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=10) as client:
+        for _ in range(2):
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")

@@ -48,7 +48,7 @@ class World:
         self.tell(HbmChanged(name, keys(chunks), [], whole=True))
 
     def computes(self, name: str, tokens_per_second: float, **byte_seconds: float) -> None:
-        self.learnt.take(Report("t", "prefill", name, 1, 0, {}, 1 / tokens_per_second, 0.0, dict(byte_seconds)), "m")  # type: ignore[arg-type]
+        self.learnt.take(Report("t", "prefill", name, 1, 0, {}, 1 / tokens_per_second, 0.0, dict(byte_seconds), 4096), "m")  # type: ignore[arg-type]
 
     def generate(self, name: str, requests: int) -> None:
         for _ in range(requests):
@@ -218,6 +218,16 @@ def test_a_worker_that_has_learnt_nothing_is_taken_for_one_like_the_others() -> 
     assert world.learnt.rates(worker("c", model="other")).token_seconds == 1e-4
     world.learnt.forget("a")
     assert world.learnt.rates(worker("b")).byte_seconds == {"nvme": 1e-8}
+
+
+def test_who_has_seen_long_prompts_speaks_for_who_has_not() -> None:
+    world = World(worker("a"), worker("b"))
+    world.learnt.take(Report("t", "decode", "a", 1, 0, {}, 3e-5, 0.0, {}, 512), "m")
+    assert world.learnt.rates(worker("a")).token_seconds == 3e-5
+    world.learnt.take(Report("t", "decode", "b", 1, 0, {}, 2e-5, 1e-9, {}, 65536), "m")
+    assert world.learnt.rates(worker("a")).attended_seconds == 1e-9
+    world.learnt.take(Report("t", "decode", "a", 1, 0, {}, 3e-5, 2e-9, {}, 32768), "m")
+    assert world.learnt.rates(worker("a")).attended_seconds == 2e-9
 
 
 def test_a_crowded_pool_leaves_short_prompts_to_decode() -> None:

@@ -61,6 +61,15 @@ def test_a_machine_that_becomes_slower_is_noticed() -> None:
     assert seconds_of(even, 0, 65536) == pytest.approx(3 * step(0, 65536).seconds, rel=0.1)
 
 
+def test_many_short_prompts_do_not_make_forget_what_a_long_one_took() -> None:
+    even = learnt(noise=0.05)
+    chance = random.Random(2)
+    for _ in range(300):
+        even.add(step(0, chance.randint(200, 2000), chance.uniform(-0.05, 0.05)), 0)
+    assert seconds_of(even, 0, 100_000) == pytest.approx(step(0, 100_000).seconds, rel=0.2)
+    assert even.longest_tokens == 65536
+
+
 def test_what_is_not_known_is_tried() -> None:
     assert BreakEven().worth(pieces("redis", "redis"), 0, 600, 0) == 2
     assert learnt().worth(pieces("redis", "redis"), 0, 600, 0) == 2
