@@ -14,6 +14,7 @@ from starlette.types import Send
 from cachebus.messages import Report
 from router.callers import Caller
 from router.dispatch import Route
+from router.door import Urgency
 from router.errors import ApiError
 from router.explain import explanation
 from router.fields import COMPLETIONS, decode_body
@@ -50,6 +51,7 @@ class Call:
     status: int = 500
     sent: bool = False
     explains: bool = False
+    urgency: Urgency = Urgency(0, float("inf"))  # noqa: RUF009 - it is frozen
     cached: int = 0
     transcript: Transcript | None = None
 
@@ -210,6 +212,13 @@ class Decoding:
         for tier, tokens in counted.pulled.items():
             metrics.cached_tokens.labels(tier).inc(tokens)
         return counted.hbm_tokens + counted.pulled_tokens
+
+    async def out_of_time(self, call: Call) -> None:
+        """The deadline has passed. Raises ApiError (504) where nothing was sent yet."""
+        error = ApiError(504, "the answer was not ready by its deadline", code="deadline_exceeded")
+        if not call.sent:
+            raise error
+        await call.pass_on(b"data: " + error.body() + b"\n\n", more=False)
 
     async def _break_off(self, call: Call) -> None:
         """Ends a stream whose worker died: an error event and no [DONE], so that no client takes it for the whole answer."""

@@ -16,6 +16,7 @@ from router.callers import caller_of
 from router.caps import check_body, check_prompt
 from router.decoding import RETRY_SECONDS, Call, Decoding
 from router.dispatch import Route
+from router.door import urgency_of
 from router.errors import ApiError
 from router.explain import EXPLAIN
 from router.fields import is_splittable, parse_body, plain_prompt
@@ -44,8 +45,8 @@ class GenerationEndpoint:
         self._gateway.requests += 1
         self._gateway.retries.came()
         try:
-            if self._gateway.requests > self._gateway.settings.requests_max:
-                raise ApiError(503, "the router is full: router.requests_max", code="router_full", retry_seconds=RETRY_SECONDS)
+            call.urgency = urgency_of(dict(scope["headers"]), self._gateway.settings.request_seconds_max, call.started)
+            self._gateway.door.check(call.urgency, self._gateway.requests)
             await self._serve(call, scope, receive)
         except ApiError as error:
             await self._answer(call, scope, receive, error.response(call.headers))
@@ -64,9 +65,14 @@ class GenerationEndpoint:
         work = asyncio.create_task(self._work(call, raw))
         gone = asyncio.create_task(_disconnected(receive))
         try:
-            await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
+            left = max(0.0, call.urgency.deadline - time.monotonic())
+            done, _ = await asyncio.wait([work, gone], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if work in done:
                 work.result()
+            elif not done:
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+                await self._decoding.out_of_time(call)
             else:
                 call.status = 499
                 log.info("request %s: its client left", call.request_id)
@@ -76,6 +82,10 @@ class GenerationEndpoint:
             await asyncio.gather(work, gone, return_exceptions=True)
 
     async def _work(self, call: Call, raw: bytes) -> None:
+        async with self._gateway.door.inside(call.urgency):
+            await self._run(call, raw)
+
+    async def _run(self, call: Call, raw: bytes) -> None:
         body = parse_body(raw)
         check_body(self._gateway.settings, raw, body)
         worker = self._gateway.any_decode_worker(body.get("model") or None)
@@ -95,6 +105,7 @@ class GenerationEndpoint:
             route = await dispatcher.prepare(worker, token_ids, call.request_id, call.caller.terms)
         call.route = route.name
         try:
+            self._gateway.check_prefill(route)
             await self._decoding.run(call, DecodeRequest(body, token_ids if splittable and given is None else None), route)
         finally:
             if route.flight is not None:

@@ -13,7 +13,9 @@ from cachebus.errors import BusUnavailable, HeadstartError
 from cachebus.messages import Event, Report, Stored, Worker, WorkerDown, WorkerUp
 from cachebus.tenants import TenantsFile
 from cachebus.watch import Watch
-from router.dispatch import Dispatcher
+from router.admission import Admission
+from router.dispatch import Dispatcher, Route
+from router.door import Door
 from router.errors import ApiError
 from router.fleet import Fleet, candidates
 from router.legs import Legs
@@ -41,8 +43,10 @@ class Gateway:
         self.fleet = Fleet()
         self.lengths = Lengths()
         self.retries = RetryBudget(time.monotonic())
+        self.door = Door(Admission(settings.queue_max, settings.queue_seconds_max), self._running_max, settings.requests_max + settings.queue_max)
         self.requests = 0
-        """Requests under way, refused ones included."""
+        """Requests under way, those that wait and refused ones included."""
+        self._had_prefill: set[str] = set()
         self.watch = Watch(run_dir, self._heard)
         self.colleagues = Colleagues(run_dir, lambda: self.fleet.told(time.monotonic()))
         self.fleet.others = lambda: self.colleagues.loads
@@ -77,6 +81,23 @@ class Gateway:
         """The workers of now: a snapshot brings a table of its own."""
         return self.watch.replica.workers.values()
 
+    def _running_max(self) -> int:
+        """How many requests may be under way; where there are no workers each is to hear that."""
+        workers = sum(worker.role == "decode" and not worker.draining for worker in self._registered())
+        return min(self.settings.requests_max, max(1, workers) * self.settings.worker_requests_max)
+
+    def check_prefill(self, route: Route) -> None:
+        """Raises ApiError (503) where a prompt that is too long for decode would be computed there because all prefill workers are gone.
+
+        A model that never had any, as far as this router knows, is one whose decode workers are meant to compute prompts.
+        """
+        model, limit = route.ask.model, self.settings.decode_tokens_max
+        if route.through_prefill or not route.ways or route.ways[0].tokens <= limit or model not in self._had_prefill:
+            return
+        if not candidates(self.fleet.health.usable(self._registered(), time.monotonic()), "prefill", model):
+            text = f"no prefill worker is ready, and the prompt lacks more tokens than decode workers compute (router.decode_tokens_max: {limit})"
+            raise ApiError(503, text, code="no_prefill_worker", retry_seconds=_RETRY_SECONDS)
+
     @property
     def ready(self) -> bool:
         """Whether a request could be answered now."""
@@ -110,6 +131,10 @@ class Gateway:
         elif isinstance(event, Stored | WorkerUp | WorkerDown):
             if isinstance(event, WorkerDown):
                 self.dispatcher.learnt.forget(event.worker)
+            if isinstance(event, WorkerUp):
+                if event.worker.role == "prefill":
+                    self._had_prefill.add(event.worker.model)
+                self.door.look()
             self.dispatcher.flights.wake()
 
 

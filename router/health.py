@@ -34,7 +34,6 @@ class _Record:
     out_until: float = -math.inf
     openings: int = 0
     probes_failed: int = 0
-    told: bool = False
     probed_at: float = -math.inf
 
     def decay(self, now: float) -> None:
@@ -70,12 +69,10 @@ class Health:
             record.in_row, record.good, record.bad = 0, 0.0, 0.0
 
     def probed(self, worker: str, now: float, *, well: bool) -> bool:
-        """A call to its /health has ended. Whether the worker is lost from now on."""
+        """A call to its /health has ended. Whether the worker is lost."""
         record = self._record(worker, now)
-        before = record.told
         record.probes_failed = 0 if well else record.probes_failed + 1
-        record.told = self._is_lost(worker, now)
-        return record.told and not before
+        return self._is_lost(worker, now)
 
     def due(self, workers: Iterable[Worker], interval: float, now: float) -> list[Worker]:
         """Whose /health is to be called now: each once an ``interval`` (seconds), or less often where there are very many."""
@@ -106,7 +103,8 @@ class Health:
             kept = [w for w in pool if w.worker not in out]
             # Those that come back soonest fill up the half.
             missing = math.ceil(len(pool) / 2) - len(kept)
-            found += kept + failing[: max(0, missing)] or pool
+            # All lost: what prefill workers can't do decode workers can; these are asked, and each leg ends with the next call to /health that fails.
+            found += kept + failing[: max(0, missing)] or [w for w in pool if w.role == "decode"]
         return found
 
     def out(self, workers: Iterable[Worker], now: float) -> set[str]:

@@ -22,7 +22,7 @@ _ANSWER_BYTES_MAX = 64 << 20
 RENDER_SECONDS_MAX = 60.0
 PREFILL_SECONDS_MAX = 600.0
 """A leg that takes longer is given up. What it published stays, so whoever comes next goes on from there."""
-HEALTH_SECONDS_MAX = 1.0
+HEALTH_SECONDS_MAX = 1.5
 _IDLE_SECONDS_MAX = 2.0
 """How long an unused connection is kept: vLLM closes it after 5 s, and a request sent at that moment would look like a dead worker."""
 

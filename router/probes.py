@@ -40,6 +40,5 @@ class Probes:
 
     async def _call(self, worker: Worker) -> None:
         well = await self._legs.is_healthy(worker)
-        if self._legs.health.probed(worker.worker, time.monotonic(), well=well):
-            count = self._legs.let_go(worker)
-            log.warning("%s is silent: it gets nothing until it answers again, and %d legs go elsewhere", worker.worker, count)
+        if self._legs.health.probed(worker.worker, time.monotonic(), well=well) and (count := self._legs.let_go(worker)):
+            log.warning("%s is silent: its %d legs go elsewhere", worker.worker, count)

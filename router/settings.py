@@ -8,7 +8,7 @@ from cachebus.settings_file import Problem, Section, negative, ports
 
 _AT_LEAST_ONE = (
     *("prefill_tokens_min", "requests_max", "connect_seconds_max", "body_bytes_max", "body_seconds_max"),
-    *("header_bytes_max", "header_seconds_max", "json_depth_max", "n_max"),
+    *("header_bytes_max", "header_seconds_max", "json_depth_max", "n_max", "worker_requests_max", "request_seconds_max"),
 )
 
 
@@ -42,7 +42,17 @@ class RouterSettings(Section, frozen=True):
     prompt_tokens_max: int = 0
     """Tokens that a prompt may have; more is refused with 400; 0: what the model takes"""
     requests_max: int = 1024
-    """Requests under way at once; more are refused with 503"""
+    """Requests under way at once; others wait"""
+    worker_requests_max: int = 256
+    """And for each decode worker: what its engine runs at once"""
+    queue_max: int = 256
+    """Requests that wait, those of higher x-headstart-priority before others; more are refused with 503"""
+    queue_seconds_max: int = 30
+    """Longest wait; who would wait longer, or past its deadline, is refused at once"""
+    request_seconds_max: int = 3600
+    """Longest answer; a request may name a shorter time, x-headstart-deadline-ms"""
+    decode_tokens_max: int = 32768
+    """Where all prefill workers are gone, decode workers compute prompts that lack up to so many tokens; longer ones are refused with 503"""
     report_ms_max: int = 100
     """Longest that a response's headers wait, after the first token, for the report of where its prompt came from"""
     single_flight_seconds_max: int = 600
@@ -56,6 +66,7 @@ class RouterSettings(Section, frozen=True):
 
     def problems(self) -> list[Problem]:
         found = negative(self, "report_ms_max", "health_ms", "single_flight_seconds_max", "drain_seconds_max", "prompt_tokens_max")
+        found += negative(self, "queue_max", "queue_seconds_max", "decode_tokens_max")
         found += ports(self, "port", "admin_port")
         if self.admin_port and self.admin_port == self.port:
             found.append(("admin_port", f"{self.admin_port} is router.port, too: give another"))

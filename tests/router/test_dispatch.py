@@ -121,7 +121,7 @@ def test_a_request_without_a_model_stays_with_the_model_it_was_rendered_by(bus: 
 
 
 def test_a_full_router_says_so(bus: Bus, make_engine: MakeEngine) -> None:
-    router = RouterUnderTest(bus, requests_max=1)
+    router = RouterUnderTest(bus, requests_max=1, queue_max=0)
     try:
         decode = make_engine("d", "decode")
         router.knows(1)
@@ -133,7 +133,7 @@ def test_a_full_router_says_so(bus: Bus, make_engine: MakeEngine) -> None:
             assert (status, headers["retry-after"], b"router.requests_max" in raw) == (503, "1", True)
             decode.hold.set()
             running.result()
-        wait_for(lambda: router.gateway.requests == 0)
+        wait_for(lambda: router.gateway.door.running == 0)
         ask(router, "z")
     finally:
         router.stop()

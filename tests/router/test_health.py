@@ -67,10 +67,9 @@ def test_who_is_silent_and_deaf_is_lost_until_it_answers(heard: bool) -> None:
             health.heard["decode-1"] = now - 0.5
         lost = health.probed("decode-1", now, well=False)
         assert lost is (not heard and number == PROBES_MAX - 1)
-    assert not health.probed("decode-1", now, well=False), "it is told of once"
     assert names(health.usable(pool, now)) == (names(pool) if heard else ["decode-0"])
     now += SILENT_SECONDS
-    assert health.probed("decode-1", now, well=False) is heard, "what it sent is long ago now"
+    assert health.probed("decode-1", now, well=False), "what it sent is long ago now"
     health.heard.clear()
     assert names(health.usable(pool, now + SILENT_SECONDS)) == ["decode-0"]
     health.probed("decode-1", now + 60, well=True)
@@ -85,12 +84,12 @@ def test_half_of_a_pool_stays_and_other_pools_do_not_count() -> None:
     assert names(health.usable(pool, 0.5)) == ["decode-0", "decode-1", "prefill-0", "prefill-1"], "those that come back soonest"
 
 
-def test_a_pool_that_is_lost_altogether_is_asked_all_the_same() -> None:
-    health, pool = Health(), workers(3)
-    for worker in pool:
+def test_a_pool_that_is_lost_altogether_is_asked_all_the_same_but_for_prefill() -> None:
+    health, decode, prefill = Health(), workers(3), workers(2, "prefill")
+    for worker in decode + prefill:
         for _ in range(PROBES_MAX):
             health.probed(worker.worker, 1, well=False)
-    assert names(health.usable(pool, 1)) == names(pool)
+    assert names(health.usable(decode + prefill, 1)) == names(decode)
 
 
 def test_calls_are_paced_and_workers_that_left_are_forgotten() -> None:
@@ -113,5 +112,4 @@ def test_whatever_happens_somebody_is_left(seed: int) -> None:
         now += chance.random()
         name = chance.choice(pool).worker
         chance.choice([health.failed, health.succeeded, lambda *it: health.probed(*it, well=chance.random() < 0.3)])(name, now)
-        roles = {worker.role for worker in health.usable(pool, now)}
-        assert roles == {"decode", "prefill"}
+        assert "decode" in {worker.role for worker in health.usable(pool, now)}

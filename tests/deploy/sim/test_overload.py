@@ -1,0 +1,112 @@
+"""Five times as many requests as the workers can answer: what they can answer is answered in time, the rest is refused at once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import pytest
+from router_under_test import RouterUnderTest
+from sim_cluster import PROFILE, SimCluster
+from tests_shared import Bus
+
+WORKERS, TOKENS = 2, 16
+AT_ONCE = WORKERS * PROFILE.max_num_seqs
+DEADLINE = 3.0
+WARM_SECONDS, SECONDS = 2.0, 6.0
+SPEED = 0.2
+"""Slow workers, so that five times their rate is no load for the machine: an answer takes a good second."""
+
+
+@dataclass
+class Seen:
+    """When answers ended in time, and how long refusals took, in seconds."""
+
+    started: float = field(default_factory=time.monotonic)
+    good: list[float] = field(default_factory=list)
+    late: int = 0
+    refused: list[float] = field(default_factory=list)
+    other: list[int] = field(default_factory=list)
+
+    @property
+    def goodput(self) -> float:
+        """Answers a second, once it has settled."""
+        return sum(WARM_SECONDS <= ended - self.started < WARM_SECONDS + SECONDS for ended in self.good) / SECONDS
+
+
+@pytest.fixture
+def sims(bus: Bus, tmp_path: Path) -> Iterator[SimCluster]:
+    cluster = SimCluster(bus, tmp_path)
+    yield cluster
+    cluster.stop()
+
+
+async def ask(session: aiohttp.ClientSession, url: str, chance: random.Random, seen: Seen) -> None:
+    body = {"prompt": [chance.randrange(100_000) for _ in range(20)], "max_tokens": chance.randint(TOKENS // 2, 2 * TOKENS)}
+    headers = {"x-headstart-deadline-ms": str(int(DEADLINE * 1000))}
+    started = time.monotonic()
+    async with session.post(f"{url}/v1/completions", json=body, headers=headers) as answer:
+        await answer.read()
+        ended = time.monotonic()
+        if answer.status == 200 and ended - started <= DEADLINE:
+            seen.good.append(ended)
+        elif answer.status in (200, 504):
+            seen.late += 1
+        elif answer.status == 503:
+            assert int(answer.headers["retry-after"]) >= 1
+            seen.refused.append(ended - started)
+        else:
+            seen.other.append(answer.status)
+
+
+async def as_many_as_run(url: str, chance: random.Random) -> Seen:
+    """The peak: always as many requests as run at once."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        seen = Seen()
+
+        async def client() -> None:
+            while time.monotonic() < seen.started + WARM_SECONDS + SECONDS:
+                await ask(session, url, chance, seen)
+
+        await asyncio.gather(*(client() for _ in range(AT_ONCE)))
+    return seen
+
+
+async def so_many_a_second(url: str, chance: random.Random, rate: float) -> Seen:
+    """Requests that come whether others were answered or not."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        seen, asked = Seen(), []
+        while (now := time.monotonic()) < seen.started + WARM_SECONDS + SECONDS:
+            asked += [asyncio.create_task(ask(session, url, chance, seen)) for _ in range(int((now - seen.started) * rate) - len(asked))]
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*asked)
+    return seen
+
+
+def test_five_times_the_peak_costs_little_of_it(bus: Bus, sims: SimCluster) -> None:
+    sims.launch("d", "decode", WORKERS, speed=SPEED)
+    sims.ready(WORKERS)
+    router = RouterUnderTest(bus, policy="least_loaded", worker_requests_max=PROFILE.max_num_seqs, queue_max=1000)
+    url, chance = f"http://127.0.0.1:{router.port}", random.Random(5)
+    try:
+        router.knows(WORKERS)
+        peak = asyncio.run(as_many_as_run(url, chance))
+        flooded = asyncio.run(so_many_a_second(url, chance, 5 * peak.goodput))
+    finally:
+        router.stop()
+    refused = sorted(flooded.refused)
+    share, waited = flooded.goodput / peak.goodput, refused[int(0.99 * len(refused))]
+    middle = refused[len(refused) // 2]
+    print(f"peak {peak.goodput:.1f}/s; at five times that {flooded.goodput:.1f}/s in time ({share:.1%}), {flooded.late} late")
+    print(f"{len(refused)} refused, p50 {middle * 1e3:.1f} ms, p99 {waited * 1e3:.1f} ms")
+    assert not peak.other
+    assert not flooded.other
+    assert share > 0.9
+    assert flooded.late < 0.05 * len(flooded.good)
+    assert middle < 0.05
+    assert waited < 0.5
