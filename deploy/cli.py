@@ -114,6 +114,10 @@ def _bench(options: argparse.Namespace, settings: Settings) -> int:
         from deploy.bench import routing
 
         return routing.run(options)
+    if options.bench == "router":
+        from deploy.bench import router
+
+        return router.run(options)
     if options.bench == "tiers":
         from deploy.bench import tiers
 
@@ -197,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     hits.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
     _add_tiers(benches, [common, as_json])
     _add_routing(benches, [common, as_json])
+    _add_router(benches, [common, as_json])
     bench_options.add_to(benches, common, [model, as_json])
     return parser
 
@@ -207,20 +212,33 @@ def _add_routing(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
     routing.add_argument("--trace", type=Path, required=True, metavar="FILE", help="arrivals in Mooncake's format, .jsonl or .jsonl.gz")
     routing.add_argument("--requests", type=int, default=3000, help="how many of them, from the first on (default: %(default)s)")
     routing.add_argument("--rate", type=float, default=1.0, help="how many times faster than in the trace they arrive (default: %(default)s)")
-    routing.add_argument("--speed", type=float, default=1.0, help="how many times faster time passes for all (default: %(default)s)")
-    routing.add_argument("--prefill", type=int, default=4, metavar="N", help="prefill workers (default: %(default)s)")
-    routing.add_argument("--decode", type=int, default=8, metavar="N", help="decode workers (default: %(default)s)")
-    routing.add_argument("--profile", type=Path, metavar="FILE", help="the workers' rates and sizes, as headstart sim takes it")
-    routing.add_argument(
-        "--region-gb", type=float, default=2.0, metavar="GB", help="the simulated DRAM tier; 16 bytes a token (default: %(default)s)"
-    )
-    systems = "headstart, vllm-router or smg, each with :POLICY if it is not its own, with commas (default: %(default)s)"
-    routing.add_argument("--systems", default="headstart", help=systems)
-    for gateway in ("vllm-router", "smg"):
-        routing.add_argument(f"--{gateway}", type=Path, metavar="PATH", help=f"the executable {gateway}")
     routing.add_argument("--check", type=int, default=200, metavar="N", help="answers held against the oracle (default: %(default)s)")
-    routing.add_argument("--logs", type=Path, metavar="DIR", help="keep the processes' output there")
-    routing.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
+    _add_simulated(routing, prefill=4, decode=8, speed=1.0)
+
+
+def _add_router(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
+    text = "what a gateway itself costs: processor time for a request, and the time it adds to one"
+    router = benches.add_parser("router", parents=parents, help=text, description=text)
+    router.add_argument("--tokens", default="32,2400,128000", help="prompt lengths; a token is four bytes of the body (default: %(default)s)")
+    router.add_argument("--clients", type=int, default=32, metavar="N", help="clients at once (default: %(default)s)")
+    router.add_argument("--requests", type=int, default=500, metavar="N", help="of each size, a fifth of the longest (default: %(default)s)")
+    router.add_argument("--runs", type=int, default=3, help="measurements of each figure (default: %(default)s)")
+    _add_simulated(router, prefill=1, decode=2, speed=100.0)
+
+
+def _add_simulated(parser: argparse.ArgumentParser, *, prefill: int, decode: int, speed: float) -> None:
+    """What benchmarks of gateways on simulated workers have in common."""
+    parser.add_argument("--speed", type=float, default=speed, help="how many times faster time passes for the workers (default: %(default)s)")
+    parser.add_argument("--prefill", type=int, default=prefill, metavar="N", help="prefill workers (default: %(default)s)")
+    parser.add_argument("--decode", type=int, default=decode, metavar="N", help="decode workers (default: %(default)s)")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="the workers' rates and sizes, as headstart sim takes it")
+    parser.add_argument("--region-gb", type=float, default=2.0, metavar="GB", help="the simulated DRAM tier; 16 bytes a token (default: %(default)s)")
+    systems = "headstart, vllm-router or smg, each with :POLICY if it is not its own, with commas (default: %(default)s)"
+    parser.add_argument("--systems", default="headstart", help=systems)
+    for gateway in ("vllm-router", "smg"):
+        parser.add_argument(f"--{gateway}", type=Path, metavar="PATH", help=f"the executable {gateway}")
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="keep the processes' output there")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
 
 
 def _add_tiers(benches: Any, parents: list[argparse.ArgumentParser]) -> None:

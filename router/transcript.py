@@ -2,10 +2,13 @@
 
 The engine's place in the stream is kept beside the client's. While one worker answers they are the same. When another one begins again, from the
 prompt or from a token in the middle, what it says is held against what the client has until it comes to what is new; where it differs, Diverged.
+
+Hardly any stream is ever gone on with, so events are kept as they came and read only when that is asked for.
 """
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +24,10 @@ _PROMPT_IDS = b'"prompt_token_ids":['
 _BROKEN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 _MARKS_MAX = 256
 _SERVER_ERRORS_FROM = 500
+_UNREAD_BYTES_MAX = 128 << 10
+_TO_BE_READ = (b'"error":', b'"delta":{}')
+"""What is in events that can't be passed on unread; inside a JSON string its quotes would be escaped."""
+_ASKED_BY_US = re.compile(rb'("(?:prompt_)?token_ids":)\[[^\]]*\]')
 _TEXTS = ("content", "reasoning", "reasoning_content")
 
 Channel = tuple[str, int]
@@ -71,20 +78,41 @@ class Transcript:
         self._ids_wanted, self._stop = ids_wanted, [text for text in stop if text]
         self._held_back = 0 if in_output else max((len(text) - 1 for text in self._stop), default=0)
         self._frame: dict[str, Any] = {}
-        self.prompt_ids: list[int] = []
-        self.ids: list[int] = []
+        self._unread: list[bytes] = []
+        self._unread_bytes = 0
+        self._prompt_ids: list[int] = []
+        self._ids: list[int] = []
         self._ids_at = self._from = 0
         self._texts: dict[Channel, _Text] = {_CONTENT: _Text()}
         # After which tokens all of their text was said: places to go on from.
         self._marks: deque[tuple[int, int]] = deque(maxlen=_MARKS_MAX)
         self._place = 0, 0
         self._parsed = self._speaks = self._blind = self._again = self._usage_said = self._news = False
-        self.finished = self.done = False
+        self._finished = self.done = False
         self._rest = b""
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The prompt's token ids, as the engine told them."""
+        self._read()
+        return self._prompt_ids
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids of the tokens that the client has."""
+        self._read()
+        return self._ids
+
+    @property
+    def finished(self) -> bool:
+        """Whether the client has the answer's last token."""
+        self._read()
+        return self._finished
 
     @property
     def resumable(self) -> bool:
         """Whether enough is known of what the client has: the ids of all its tokens, or that it has none."""
+        self._read()
         return not self._blind
 
     @property
@@ -95,6 +123,7 @@ class Transcript:
     @property
     def plain(self) -> bool:
         """Whether all the client has is text as it was generated, nothing that a parser made of it."""
+        self._read()
         return not self._parsed and list(self._texts) == [_CONTENT]
 
     def place(self) -> int:
@@ -103,10 +132,11 @@ class Transcript:
         There all text of the tokens before was said (no character is cut, which a detokeniser would keep to itself), and no stop string
         may have begun, which an engine that starts there could not see.
         """
+        self._read()
         text = self._texts[_CONTENT]
         for tokens, said in reversed(self._marks):
             end = said + self._held_back
-            if end <= text.length and tokens <= len(self.ids):
+            if end <= text.length and tokens <= len(self._ids):
                 before = text.whole[:end]
                 if not before.endswith(_BROKEN_CHARACTER) and not any(_may_have_begun(before, stop) for stop in self._stop):
                     self._place = tokens, end
@@ -115,6 +145,7 @@ class Transcript:
 
     def begin_again(self, tokens: int) -> None:
         """Another engine answers next, from behind the first ``tokens``: 0, or what ``place`` returned last."""
+        self._read()
         self._rest, self._again, self._from, self._ids_at = b"", True, tokens, tokens
         for text in self._texts.values():
             text.at = 0
@@ -124,14 +155,32 @@ class Transcript:
     def feed(self, piece: bytes) -> bytes:
         """What the client gets of the next bytes, in whole events. Raises Diverged, EngineFailed."""
         whole, end, self._rest = (self._rest + piece).rpartition(EVENT_END)
-        return b"".join(self._event(event) for event in whole.split(EVENT_END)) if end else b""
+        if not end:
+            return b""
+        if self._again or any(mark in whole for mark in _TO_BE_READ):
+            self._read()
+            return b"".join(self._event(event) for event in whole.split(EVENT_END))
+        self.done = self.done or whole.startswith(_DONE) or EVENT_END + _DONE in whole
+        self._unread.append(whole)
+        self._unread_bytes += len(whole)
+        if self._unread_bytes > _UNREAD_BYTES_MAX:
+            self._read()
+        return (whole if self._ids_wanted else _ASKED_BY_US.sub(rb"\1null", whole)) + end
+
+    def _read(self) -> None:
+        """Writes down what has passed."""
+        unread, self._unread, self._unread_bytes = self._unread, [], 0
+        for whole in unread:
+            for event in whole.split(EVENT_END):
+                self._event(event)
 
     def closing(self, *, with_usage: bool) -> bytes:
         """The end of an answer whose last token the client has, where the engine did not live to say it."""
+        self._read()
         self.done = True
         said = b""
         if with_usage and not self._usage_said:
-            prompt, completion = len(self.prompt_ids), len(self.ids)
+            prompt, completion = len(self._prompt_ids), len(self._ids)
             usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion, "prompt_tokens_details": None}
             said = _encoded(self._frame | {"choices": [], "usage": usage})
         return said + _DONE + EVENT_END
@@ -170,8 +219,8 @@ class Transcript:
             return True
         (choice,) = said["choices"]
         prompt = choice.pop("prompt_token_ids", None) or said.pop("prompt_token_ids", None)
-        if prompt and not self.prompt_ids:
-            self.prompt_ids = prompt
+        if prompt and not self._prompt_ids:
+            self._prompt_ids = prompt
         ids, before = choice.get("token_ids"), self._ids_at
         choice["token_ids"] = fresh = self._fresh_ids(ids or [])
         delta = choice.get("delta")
@@ -191,17 +240,17 @@ class Transcript:
     def _finish(self, ends: bool) -> None:
         if not ends:
             return
-        if self._ids_at < len(self.ids) or any(text.at < text.length for text in self._texts.values()):
+        if self._ids_at < len(self._ids) or any(text.at < text.length for text in self._texts.values()):
             raise Diverged("it ends before what was sent")
-        self.finished = True
+        self._finished = True
 
     def _fresh_ids(self, ids: list[int]) -> list[int]:
-        known = self.ids[self._ids_at : self._ids_at + len(ids)]
+        known = self._ids[self._ids_at : self._ids_at + len(ids)]
         if ids[: len(known)] != known:
             raise Diverged("other tokens than before")
         self._ids_at += len(ids)
         fresh = ids[len(known) :]
-        self.ids += fresh
+        self._ids += fresh
         return fresh
 
     def _speak(self, holder: dict[str, Any]) -> bool:

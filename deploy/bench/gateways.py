@@ -49,16 +49,25 @@ def chosen(systems: str, executables: Mapping[str, Path | None]) -> list[Gateway
     return found
 
 
+@dataclass(frozen=True)
+class Running:
+    """A gateway that serves: its URL, and its process."""
+
+    url: str
+    pid: int
+
+
 @contextlib.contextmanager
-def running(gateway: Gateway, cluster: SimCluster, logs: Path | None) -> Iterator[str]:
-    """Its URL, while it serves the cluster. Raises HeadstartError where it does not get ready."""
+def running(gateway: Gateway, cluster: SimCluster, logs: Path | None, core: int | None = None) -> Iterator[Running]:
+    """While it serves the cluster, on one core alone where that is given. Raises HeadstartError where it does not get ready."""
     port = free_port(_HOST)
     url = f"http://{_HOST}:{port}"
     make = {OURS: _ours, VLLM_ROUTER: _vllm_router, SMG: _smg}[gateway.system]
     command = make(gateway, cluster, port)
-    with process(command, logs, gateway.label.replace(" ", "-")):
+    pinned = [] if core is None else ["taskset", "-c", str(core)]
+    with process([*pinned, *command], logs, gateway.label.replace(" ", "-")) as started:
         await_true(gateway.label, lambda: answers(f"{url}/{'ready' if gateway.system == OURS else 'health'}"), _READY_SECONDS_MAX)
-        yield url
+        yield Running(url, started.pid)
 
 
 def _ours(gateway: Gateway, cluster: SimCluster, port: int) -> list[str]:

@@ -34,6 +34,11 @@ def read() -> Reading:
     return Reading(time.monotonic(), busy_seconds(Path("/proc/stat").read_text()), sum(map(process_seconds, _stats_of(own))))
 
 
+def tree_seconds(pid: int) -> float:
+    """Seconds that a process and all below it have worked."""
+    return sum(map(process_seconds, _stats_of((pid, *process_tree.descendants(pid)))))
+
+
 def foreign_cores(before: Reading, after: Reading) -> float:
     """How many processors others kept busy on average between two readings."""
     busy = after.busy_seconds - before.busy_seconds

@@ -126,9 +126,9 @@ def verdicts(found: Sequence[Measured]) -> list[str]:
 
 def _measure(gateway: Gateway, arrivals: Sequence[Arrival], profile: Profile, options: argparse.Namespace) -> Measured:
     plan = SimPlan(options.prefill, options.decode, options.speed, options.profile, options.region_gb)
-    with sim_cluster(plan, options.logs) as cluster, running(gateway, cluster, options.logs) as url:
+    with sim_cluster(plan, options.logs) as cluster, running(gateway, cluster, options.logs) as gate:
         before = quiet.read()
-        served = replay(url, profile.model, arrivals, Pace(options.rate, options.speed))
+        served = replay(gate.url, profile.model, arrivals, Pace(options.rate, options.speed))
         foreign = quiet.foreign_cores(before, quiet.read())
         computed = cluster.total("headstart_sim_computed_prompt_tokens_total")
         late = cluster.total("headstart_sim_late_seconds_total") / max(cluster.total("headstart_sim_step_seconds_total"), 1e-9)

@@ -1,0 +1,189 @@
+"""The benchmark ``headstart bench router``: what a gateway itself costs: its processor time for a request, and the time it adds to one.
+
+The gateway has a core of its own, simulated workers and clients share the others. All prompts of a size begin alike and end differently, as those
+of one application do, so a gateway that knows what is cached finds most of each. Processor time comes from the kernel's accounts of the gateway's
+processes, so what the workers do meanwhile, tokenising too, is in nobody's figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from cachebus.errors import HeadstartError, SettingsError
+from deploy.bench import quiet, report
+from deploy.bench.gateways import SMG, VLLM_ROUTER, Gateway, chosen, running
+from deploy.bench.sim_cluster import SimPlan, sim_cluster
+from deploy.sim.profile import Profile, read_profile
+from deploy.sim.vocabulary import FIRST_WORD, WORDS, text_of_words
+
+PATH = "/v1/completions"
+_GATEWAY_CORE = 0
+_OWN_TOKENS = 16
+_EVENTS = 64
+_SECONDS_MAX = 120.0
+_STREAMED = f", {_EVENTS} events"
+CPU, LATENCY = "cpu_ms_per_request", "added_latency_ms"
+
+
+@dataclass
+class _Bodies:
+    """Requests of one size: ``tokens`` each, all but the last few the same."""
+
+    tokens: int
+    model: str
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def next(self, events: int) -> bytes:
+        """A body that nobody has sent before; ``events`` 0: an answer of one token that is no stream."""
+        number = next(self._numbers)
+        shared = [FIRST_WORD + place * 7919 % WORDS for place in range(max(0, self.tokens - _OWN_TOKENS))]
+        own = [FIRST_WORD + (number * 104729 + place * 31) % WORDS for place in range(min(self.tokens, _OWN_TOKENS))]
+        body: dict[str, Any] = {"model": self.model, "prompt": text_of_words(shared + own), "max_tokens": max(1, events), "temperature": 0}
+        return msgspec.json.encode(body | ({"stream": True, "ignore_eos": True} if events else {}))
+
+    @property
+    def label(self) -> str:
+        """A case's name: the body's size."""
+        size = len(self.next(0))
+        return f"{size} B" if size < 1000 else f"{size / 1000:.0f} KB"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One measurement."""
+
+    system: str
+    case: str
+    tokens: int
+    concurrency: int
+    metric: str
+    values: Sequence[float]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measures, prints a table or one JSON object. Raises HeadstartError."""
+    gateways = chosen(options.systems, {VLLM_ROUTER: options.vllm_router, SMG: options.smg})
+    try:
+        sizes = [int(part) for part in options.tokens.split(",")]
+    except ValueError as error:
+        raise SettingsError(f"--tokens {options.tokens}: give prompt lengths with commas, such as 32,2400,128000") from error
+    if len(os.sched_getaffinity(0)) < 2:
+        raise HeadstartError("this measures one core beside others: it needs two at least")
+    profile = read_profile(options.profile)
+    found: list[Cost] = []
+    for gateway in gateways:
+        found += _measure(gateway, sizes, profile, options)
+    rows = [_row(cost, profile.model) for cost in found]
+    command = ["headstart", "bench", "router", *(sys.argv[sys.argv.index("router") + 1 :] if "router" in sys.argv else ())]
+    result = report.document(rows, command, {})
+    if options.output:
+        report.write(options.output, result)
+    print(json.dumps(result) if options.json else table(rows))
+    return 0
+
+
+def table(rows: Sequence[report.Row]) -> str:
+    """Processor time by case, in Markdown, and what one client waits longer."""
+    cases = list(dict.fromkeys((row.case, row.metric, row.concurrency) for row in rows))
+    systems = list(dict.fromkeys(row.system for row in rows))
+    known = {(row.system, row.case, row.metric, row.concurrency): row for row in rows}
+    lines = ["| | " + " | ".join(systems) + " |", "|---" * (len(systems) + 1) + "|"]
+    for case, metric, concurrency in cases:
+        cells = []
+        for system in systems:
+            row = known[system, case, metric, concurrency]
+            cells.append(f"{row.median:.2f}" if metric == CPU else f"{row.median:.2f}, p99 {row.p99:.2f}")
+        name = "CPU ms a request" if metric == CPU else "added ms, one client"
+        lines.append(f"| {name}, {case} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _row(cost: Cost, model: str) -> report.Row:
+    return report.Row(
+        "router", cost.system, model, "", cost.case, cost.tokens, cost.concurrency, cost.metric, *report.figure(cost.values), len(cost.values)
+    )
+
+
+def _measure(gateway: Gateway, sizes: Sequence[int], profile: Profile, options: argparse.Namespace) -> list[Cost]:
+    found = []
+    others = os.sched_getaffinity(0) - {_GATEWAY_CORE}
+    before = os.sched_getaffinity(0)
+    # Workers and clients inherit this; only the gateway is put on the other core.
+    os.sched_setaffinity(0, others)
+    try:
+        plan = SimPlan(options.prefill, options.decode, options.speed, options.profile, options.region_gb)
+        with sim_cluster(plan, options.logs) as cluster, running(gateway, cluster, options.logs, _GATEWAY_CORE) as gate:
+            for tokens in sizes:
+                bodies = _Bodies(tokens, profile.model)
+                label, requests = bodies.label, max(options.clients, options.requests if tokens < 10_000 else options.requests // 5)
+                asyncio.run(_load(gate.url, bodies, options.clients, options.clients, 0))
+                for events, case in ((0, label), (_EVENTS, label + _STREAMED)):
+                    seconds = []
+                    for _ in range(options.runs):
+                        used = quiet.tree_seconds(gate.pid)
+                        asyncio.run(_load(gate.url, bodies, options.clients, requests, events))
+                        seconds.append((quiet.tree_seconds(gate.pid) - used) * 1e3 / requests)
+                    found.append(Cost(gateway.label, case, tokens, options.clients, CPU, seconds))
+                    _say(f"{gateway.label}: {case}: {statistics.median(seconds):.2f} CPU ms a request")
+                added = asyncio.run(_added(gate.url, cluster.urls("decode")[0], bodies, max(20, requests // 2)))
+                found.append(Cost(gateway.label, label, tokens, 1, LATENCY, added))
+                _say(f"{gateway.label}: {label}: adds {statistics.median(added):.2f} ms")
+    finally:
+        os.sched_setaffinity(0, before)
+    return found
+
+
+async def _load(url: str, bodies: _Bodies, clients: int, requests: int, events: int) -> None:
+    """So many requests by so many clients, each a connection that it keeps."""
+    made = iter([bodies.next(events) for _ in range(requests)])
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        for body in made:
+            await _ask(session, url, body)
+
+    async with _session(clients) as session, asyncio.TaskGroup() as group:
+        for _ in range(clients):
+            group.create_task(client(session))
+
+
+async def _added(url: str, worker: str, bodies: _Bodies, requests: int) -> list[float]:
+    """By how many milliseconds each answer through the gateway took longer than the median one of a worker asked directly, taken in turn."""
+    through: list[float] = []
+    direct: list[float] = []
+    async with _session(1) as session:
+        for _ in range(requests):
+            for address, seconds in ((url, through), (worker, direct)):
+                body = bodies.next(0)
+                started = time.perf_counter()
+                await _ask(session, address, body)
+                seconds.append(time.perf_counter() - started)
+    return [(one - statistics.median(direct)) * 1e3 for one in through]
+
+
+def _session(clients: int) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=2 * clients, keepalive_timeout=1)
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(_SECONDS_MAX), read_bufsize=1 << 20)
+
+
+async def _ask(session: aiohttp.ClientSession, url: str, body: bytes) -> None:
+    async with session.post(url + PATH, data=body, headers={"content-type": "application/json"}) as answer:
+        text = await answer.read()
+        if answer.status != 200:
+            raise HeadstartError(f"{url} answered {answer.status}: {text[:300].decode(errors='replace')}")
+
+
+def _say(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)
