@@ -49,7 +49,7 @@ class Door:
         return self._admission.running
 
     def check(self, urgency: Urgency, requests: int) -> None:
-        """Raises ApiError (503) where there is no room whatever the request is; ``requests`` are here, it and those that are still being read included."""
+        """Raises ApiError (503) where there is no room whatever the request is; ``requests``: how many are here, read or not."""
         if requests > self._requests_max:
             raise _refusal(1)
         try:
