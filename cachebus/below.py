@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cachebus.chunk import key_id
 from cachebus.disk import DiskTier
-from cachebus.effects import Effect, Job, Outcome
+from cachebus.effects import Effect, Job, Outcome, Wipe
 from cachebus.lanes import DiskLane, Lane, Memory
 from cachebus.peers import PeerLane, peer_addresses
 from cachebus.redis import Remote, RemoteSettings
@@ -62,8 +62,10 @@ class Below:
         return cls(tiers, lanes)
 
     def start(self, job: Job) -> None:
-        """Hands a job to its tier."""
-        self._lanes[job.tier].start(job)
+        """Hands a job to its tier. What is to be forgotten of a tier that there is not is forgotten."""
+        lane = self._lanes.get(job.tier)
+        if lane is not None or not isinstance(job, Wipe):
+            self._lanes[job.tier].start(job)
 
     def outcomes(self) -> Iterator[tuple[int, Outcome]]:
         """What ended since the last call."""

@@ -22,7 +22,7 @@ _MAGIC = b"HSCHUNK1"
 _VERSION = 1
 _SHAPE_BYTES, _DTYPE_BYTES = 64, 16
 SEAL_BYTES = 28
-_HEADER = struct.Struct(f"<8sI32s16s32s{DIGEST_KEY_ID_BYTES}sQQ{TENANT_BYTES}s{_SHAPE_BYTES}s{_DTYPE_BYTES}sB{SEAL_BYTES}s")
+_HEADER = struct.Struct(f"<8sI32s16s32s{DIGEST_KEY_ID_BYTES}sQQ{TENANT_BYTES}s{_SHAPE_BYTES}s{_DTYPE_BYTES}sB{SEAL_BYTES}sQ")
 _CHECKSUM = struct.Struct("<I")
 assert _HEADER.size + _CHECKSUM.size <= HEADER_BYTES
 
@@ -32,7 +32,7 @@ Taken = Callable[[memoryview], object]
 
 @dataclass(frozen=True)
 class ChunkHeader:
-    """What a chunk is. ``length`` is bytes of payload, ``written_at`` seconds since 1970, ``digest`` is keyed BLAKE3-256 of the payload.
+    """What a chunk is. ``length`` is bytes of payload, ``digest`` is keyed BLAKE3-256 of it, times are seconds since 1970 (``expires_at`` 0: never).
 
     ``shape`` and ``dtype`` are for people and say what ``layout`` (16 bytes) stands for; ``tenant`` (8 bytes) is derived from the
     cache_salt, ``key_id`` (8 bytes) from the digest key. ``sealed``: the stored payload is encrypted; ``seal`` (28 bytes) opens it with the key.
@@ -49,6 +49,7 @@ class ChunkHeader:
     dtype: str = ""
     sealed: bool = False
     seal: bytes = bytes(SEAL_BYTES)
+    expires_at: int = 0
 
 
 def key_id(digest_key: bytes) -> bytes:
@@ -72,6 +73,7 @@ def pack_header(header: ChunkHeader) -> bytes:
         header.dtype.encode()[:_DTYPE_BYTES],
         header.sealed,
         header.seal,
+        header.expires_at,
     )
     body = packed.ljust(HEADER_BYTES - _CHECKSUM.size, b"\0")
     return body + _CHECKSUM.pack(crc32(body))
@@ -82,10 +84,10 @@ def unpack_header(packed: bytes) -> ChunkHeader | None:
     body = packed[: HEADER_BYTES - _CHECKSUM.size]
     if len(packed) < HEADER_BYTES or _CHECKSUM.unpack_from(packed, HEADER_BYTES - _CHECKSUM.size) != (crc32(body),):
         return None
-    magic, version, key, layout, digest, digest_key_id, length, written_at, tenant, shape, dtype, sealed, seal = _HEADER.unpack_from(body)
+    magic, version, key, layout, digest, digest_key_id, length, written_at, tenant, shape, dtype, sealed, seal, expires = _HEADER.unpack_from(body)
     if magic != _MAGIC or version != _VERSION:
         return None
-    return ChunkHeader(key, layout, digest, length, digest_key_id, tenant, written_at, _text(shape), _text(dtype), bool(sealed), seal)
+    return ChunkHeader(key, layout, digest, length, digest_key_id, tenant, written_at, _text(shape), _text(dtype), bool(sealed), seal, expires)
 
 
 def _text(padded: bytes) -> str:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from cachebus import census, holder, zeromq
+from cachebus import census, holder, housekeeping, zeromq
 from cachebus.below import Below
 from cachebus.chunk import key_id
 from cachebus.claims import Claims
@@ -66,6 +66,7 @@ from cachebus.node import Node
 from cachebus.region import Region
 from cachebus.sealing import Sealer
 from cachebus.settings import CacheSettings, SecuritySettings
+from cachebus.tenants import TenantsFile
 from cachebus.wire import Tier
 
 log = logging.getLogger("headstart.cachebus")
@@ -101,6 +102,7 @@ class Daemon:
         self._seq = 0
         self._members = Members()
         self._claims = Claims()
+        self._tenants = TenantsFile(Path(security.tenants_file), digest_key) if security.tenants_file else None
         self._node = Node(cache, security, region.data) if cache.node_port else None
         sockets = self._node.sockets if self._node else None
         self._server = zeromq.Server(address(run_dir, zeromq.REQUESTS), address(run_dir, zeromq.EVENTS), sockets)
@@ -121,6 +123,8 @@ class Daemon:
             cache.tenant_share_max,
             time.time() - time.monotonic(),
         )
+        if self._tenants:
+            self._directory.share(self._tenants.now.shares())
         self._holders: set[str] = set()
         self._messages: Counter[str] = Counter()
         self._ending = ending or threading.Event()
@@ -185,8 +189,10 @@ class Daemon:
             self._carry_out(self._directory.tick(now))
             if now >= upkeep_at:
                 upkeep_at = now + UPKEEP_MS
-                self._carry_out(self._directory.upkeep(now, self._cache.chunk_ttl_seconds))
+                self._carry_out(housekeeping.upkeep(self._directory, now, self._cache.chunk_ttl_seconds))
                 self._carry_out(self._members.hbm.end_silent(now))
+                if self._tenants and self._tenants.look():
+                    self._directory.share(self._tenants.now.shares())
                 self._claims.end_silent(now)
             if now >= reap_at:
                 reap_at = now + REAP_MS
@@ -286,11 +292,13 @@ class Daemon:
             self._carry_out(self._directory.done(number, outcome, now))
 
     def _pin(self, client: bytes, ticket: int, request: Pin) -> list[Effect]:
-        count, effects = self._directory.pin(request.keys, request.pinned)
+        count, effects = housekeeping.pin(self._directory, request.keys, request.pinned)
         return [*effects, Answer(client, ticket, Count(count))]
 
     def _clear(self, client: bytes, ticket: int, request: Clear) -> list[Effect]:
-        count, effects = self._directory.clear(request.tiers)
+        if request.tenant and "redis" in request.tiers and self._cache.remote_url and "redis" not in self._below.tiers.usable:
+            raise BusError("the shared tier does not answer, so what a tenant has there can't be deleted: ask again later")
+        count, effects = housekeeping.clear(self._directory, request.tiers, request.tenant)
         return [*effects, Answer(client, ticket, Count(count))]
 
     def _hello(self, client: bytes, ticket: int, request: Hello) -> list[Effect]:

@@ -25,13 +25,10 @@ from cachebus.placement import Policy
 from cachebus.shelf import Entry, Shelf, Wanted
 from cachebus.table import Record
 from cachebus.tiers import PROBED_AT_ONCE, REMOTE, Tiers
-from cachebus.wire import Tier
 
 WAITERS_MAX = 4096
 """Acquires that may wait for a writer at one time; one more is answered at once with what is there."""
 
-DEMOTED_AHEAD = 64
-"""How many of the chunks that DRAM drops next are looked at for a copy in a lower tier."""
 CACHEBUS = "cachebus"
 """The holder of extents that the daemon itself fills; it has no lock, so a new daemon takes them for abandoned."""
 
@@ -95,7 +92,7 @@ class Directory:
                 if known.layout == request.layout or not known.may_go() or self.dram.frozen:
                     continue
                 effects += self._evicted([known], free=True)
-            entry = self._place(Wanted(new.key, new.length, request.layout, request.holder, new.tail, new.tenant), effects)
+            entry = self._place(Wanted(new.key, new.length, request.layout, request.holder, new.tail, new.tenant, new.expires_at), effects)
             if entry is not None:
                 granted.append(Slot(entry.key, entry.slot, entry.generation, entry.offset))
         effects.append(Answer(client, ticket, Reserved(granted)))
@@ -109,7 +106,10 @@ class Directory:
             entry = self._reserved(holder, item.slot, item.generation)
             if entry is None:
                 continue
-            self.dram.commit(entry, item.digest, self._now_s(now_ms))
+            if self.dram.is_outlawed(entry):
+                effects += self.drop(entry)
+                continue
+            self.dram.commit(entry, item.digest, self.now_s(now_ms))
             self.counters.stored += 1
             effects.append(WriteRecord(entry.slot, entry.record()))
             effects += self.tiers.store(entry)
@@ -126,7 +126,7 @@ class Directory:
             entry = self._reserved(holder, slot, generation)
             if entry is not None:
                 self.counters.abandoned += 1
-                effects += self._drop(entry)
+                effects += self.drop(entry)
         return effects + self.tick(now_ms)
 
     def quarantine(self, request: Quarantine) -> list[Effect]:
@@ -135,19 +135,19 @@ class Directory:
         if entry is None or not entry.committed or entry.digest != request.digest:
             return []
         self.counters.integrity_failures += 1
-        return self._drop(entry)
+        return self.drop(entry)
 
     def done(self, number: int, outcome: Outcome, now_ms: float) -> list[Effect]:
         """A job that was started has ended."""
         effects: list[Effect] = []
-        now_s = self._now_s(now_ms)
+        now_s = self.now_s(now_ms)
         if (read := self.tiers.read_done(number, outcome, now_s)) is not None:
             entry, found, effects = read
-            if outcome.good and not entry.doomed:
+            if outcome.good and not entry.doomed and not self.dram.is_outlawed(entry):
                 self.dram.commit(entry, found.header.digest, now_s)
                 effects = [WriteRecord(entry.slot, entry.record()), Publish(Stored([entry.key])), *self.tiers.store(entry), *effects]
             elif not entry.doomed:
-                effects = [*self._drop(entry), *effects]
+                effects = [*self.drop(entry), *effects]
             effects += self._let_go(entry)
         elif (write := self.tiers.write_done(number, outcome, now_s)) is not None:
             entry, effects = write
@@ -204,39 +204,6 @@ class Directory:
         waiters, self._waiters = self._waiters, []
         return [effect for waiter in waiters for effect in self._serve(waiter, now_ms)]
 
-    def upkeep(self, now_ms: float, ttl_seconds: int) -> list[Effect]:
-        """Now and then: what DRAM drops next gets a copy in a lower tier, and what nobody used for ``ttl_seconds`` (0: for ever) goes."""
-        effects = [e for entry in self.dram.coldest(DEMOTED_AHEAD) if not entry.copied for e in self.tiers.store(entry, demote=True)]
-        if ttl_seconds and not self._unattached:
-            before = self._now_s(now_ms) - ttl_seconds
-            old = self.dram.expired(before)
-            self.counters.expired += len(old)
-            effects += [effect for entry in old for effect in self._drop(entry)] + self.tiers.expire(before)
-        return effects
-
-    # What people ask.
-
-    def pin(self, keys: Iterable[bytes], pinned: bool) -> tuple[int, list[Effect]]:
-        """Keeps chunks from being evicted, or lets them go again; how many there were, and the effects."""
-        entries = [entry for key in keys if (entry := self.dram.index.get(key)) is not None and entry.committed]
-        for entry in entries:
-            entry.pinned = pinned
-        return len(entries), [WriteRecord(entry.slot, entry.record()) for entry in entries]
-
-    def clear(self, tiers: Iterable[Tier]) -> tuple[int, list[Effect]]:
-        """Drops everything that is committed in these tiers, pinned or not; how many chunks, and the effects."""
-        effects: list[Effect] = []
-        count = 0
-        for tier in tiers:
-            if tier == "dram":
-                entries = [entry for entry in self.dram.index.values() if entry.committed]
-                count += len(entries)
-                effects += [effect for entry in entries for effect in self._drop(entry)]
-            else:
-                count += len(self.tiers.keys().get(tier, []))
-                effects += self.tiers.clear(tier)
-        return count, effects
-
     # What others look at.
 
     def keys(self) -> list[bytes]:
@@ -260,6 +227,29 @@ class Directory:
         if self.tiers.disk:
             self.tiers.disk.check_integrity()
 
+    # For housekeeping.
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known of everybody what they read and write, so that something may be dropped."""
+        return not self._unattached
+
+    def drop(self, entry: Entry) -> list[Effect]:
+        """Takes an entry out of the index; its extent is freed when its readers are done."""
+        freed = self.dram.drop(entry)
+        record: Effect = WipeRecord(entry.slot) if freed else WriteRecord(entry.slot, entry.record())
+        return [record, *self._removed(entry)]
+
+    def now_s(self, now_ms: float) -> int:
+        """The time of day, in seconds since 1970."""
+        return int(self.wall_s + now_ms / 1000)
+
+    def share(self, shares: dict[bytes, float]) -> None:
+        """From now on these tenants may take these shares of each tier of this node."""
+        for shelf in (self.dram, self.tiers.disk):
+            if shelf is not None:
+                shelf.share(shares)
+
     # Inner workings.
 
     def _serve(self, waiter: _Waiter, now_ms: float) -> list[Effect]:
@@ -278,7 +268,7 @@ class Directory:
         run: list[Entry] = []
         for key in request.keys:
             entry = self.dram.index.get(key) or self._promote(key, request.layout, effects, now_ms)
-            if entry is None or entry.layout != request.layout or not (entry.committed or entry.filling):
+            if entry is None or entry.layout != request.layout or not (entry.committed or entry.filling) or entry.is_overdue(self.now_s(now_ms)):
                 break
             entry.readers += 1
             run.append(entry)
@@ -286,9 +276,10 @@ class Directory:
 
     def _promote(self, key: bytes, layout: bytes, effects: list[Effect], now_ms: float) -> Entry | None:
         found = self.tiers.locate(key, layout, now_ms)
-        if found is None:
+        if found is None or 0 < found.header.expires_at <= self.now_s(now_ms):
             return None
-        entry = self._place(Wanted(key, found.header.length, layout, CACHEBUS, tenant=found.header.tenant), effects)
+        header = found.header
+        entry = self._place(Wanted(key, header.length, layout, CACHEBUS, False, header.tenant, header.expires_at), effects)
         if entry is not None:
             entry.filling, entry.digest = True, found.header.digest
             # The job's own hold, until it ends.
@@ -332,7 +323,7 @@ class Directory:
             number = self._leases.grant(request.holder, list(run), (waiter.client, waiter.ticket))
         # Deeper chunks first, so that a prefix's end is evicted before its beginning.
         for entry in reversed(run):
-            self.dram.use(entry, self._now_s(now_ms))
+            self.dram.use(entry, self.now_s(now_ms))
         extents = [Extent(e.key, e.offset, e.length, e.digest, e.slot, e.generation, e.committed, e.source) for e in run]
         for entry in run:
             entry.source = "dram" if entry.committed else entry.source
@@ -366,18 +357,13 @@ class Directory:
         for entry in gone:
             self.counters.evicted += 1
             if free:
-                effects += self._drop(entry)
+                effects += self.drop(entry)
             else:
                 effects += [WipeRecord(entry.slot), *self._removed(entry)]
         return effects
 
     def _removed(self, entry: Entry) -> list[Effect]:
         return [] if entry.tail or not entry.committed else [Publish(Removed([entry.key]))]
-
-    def _drop(self, entry: Entry) -> list[Effect]:
-        freed = self.dram.drop(entry)
-        record: Effect = WipeRecord(entry.slot) if freed else WriteRecord(entry.slot, entry.record())
-        return [record, *self._removed(entry)]
 
     def _sweep(self) -> list[Effect]:
         """Frees what an earlier daemon left doomed and no living holder reads any more."""
@@ -387,6 +373,3 @@ class Directory:
         for entry in done:
             self.dram.free(entry)
         return [WipeRecord(entry.slot) for entry in done]
-
-    def _now_s(self, now_ms: float) -> int:
-        return int(self.wall_s + now_ms / 1000)

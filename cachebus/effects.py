@@ -89,12 +89,13 @@ class Probe:
 
 @dataclass(frozen=True)
 class Wipe:
-    """Forget chunks: ``slots`` on disk, ``keys`` in the shared tier. ``number`` is 0: nobody waits for it."""
+    """Forget chunks: ``slots`` on disk; in the shared tier ``keys``, or all of ``tenant``, or all. ``number`` is 0: nobody waits for it."""
 
     tier: Tier
     slots: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     number: int = 0
+    tenant: bytes = b""
 
 
 Job = Read | Write | Probe | Wipe

@@ -93,12 +93,13 @@ class Release(Message, frozen=True):
 
 
 class NewEntry(Message, frozen=True):
-    """A chunk (or, with ``tail``, one block of a prompt's end) that is about to be written."""
+    """A chunk (or, with ``tail``, one block of a prompt's end) that is about to be written. ``expires_at``: seconds since 1970, 0: never."""
 
     key: bytes
     length: int
     tail: bool = False
     tenant: bytes = bytes(TENANT_BYTES)
+    expires_at: int = 0
 
 
 class Reserve(Message, frozen=True):
@@ -182,9 +183,10 @@ class Pin(Message, frozen=True):
 
 
 class Clear(Message, frozen=True):
-    """Drops all chunks of these tiers."""
+    """Drops all chunks of these tiers, or with ``tenant`` (``cachebus.keys.tenant_id``) those that are its own."""
 
     tiers: list[Tier]
+    tenant: bytes = b""
 
 
 # Requests of workers' supervisors.

@@ -22,6 +22,7 @@ class LentChunk(Message, frozen=True):
     length: int
     digest: bytes
     tenant: bytes = bytes(TENANT_BYTES)
+    expires_at: int = 0
 
 
 class Lent(Message, frozen=True):

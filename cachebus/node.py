@@ -53,7 +53,7 @@ class Node:
 
     def lent(self, granted: Granted, index: Mapping[bytes, Entry], now_ms: float) -> Lent:
         """What another node is told of a lease that it was just granted on entries of ``index``."""
-        chunks = [LentChunk(e.key, e.offset, e.length, e.digest, index[e.key].tenant) for e in granted.extents]
+        chunks = [LentChunk(e.key, e.offset, e.length, e.digest, index[e.key].tenant, index[e.key].expires_at) for e in granted.extents]
         return self.lending.lend(granted.lease, chunks, now_ms)
 
     def look_for_revoked(self) -> None:

@@ -210,7 +210,8 @@ class PeerLane(Lane):
         lent = self._answer(own)
         loans = [Loan(job.peer, lent.lease, lent.token, chunk.offset) for chunk in lent.chunks]
         headers: list[ChunkHeader | None] = [
-            ChunkHeader(chunk.key, job.layout, chunk.digest, chunk.length, self._key_id, chunk.tenant) for chunk in lent.chunks
+            ChunkHeader(chunk.key, job.layout, chunk.digest, chunk.length, self._key_id, chunk.tenant, expires_at=chunk.expires_at)
+            for chunk in lent.chunks
         ]
         return Outcome(True, headers=headers, loans=loans)
 

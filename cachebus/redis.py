@@ -156,10 +156,16 @@ class Remote:
 
     def _put(self, where: str, chunks: Sequence[tuple[ChunkHeader, memoryview]]) -> list[bool]:
         values = [self._values_of(header, payload) for header, payload in chunks]
-        expiry = [b"EX", str(self._settings.ttl_seconds).encode()] if self._settings.ttl_seconds else []
         stored = []
         with self._connection(where, patience=WRITE_PATIENCE) as line:
-            answers = _sent(line, [command_parts([b"SET", at.encode(), value, *expiry]) for own in values for at, value in own])
+            answers = _sent(
+                line,
+                [
+                    command_parts([b"SET", at.encode(), value, *self._expiry(header)])
+                    for (header, _), own in zip(chunks, values, strict=True)
+                    for at, value in own
+                ],
+            )
             start = 0
             for (header, payload), own in zip(chunks, values, strict=True):
                 said = answers[start : start + len(own)]
@@ -174,6 +180,11 @@ class Remote:
             if error := next(filter(None, answers), ""):
                 self._not_written(where, error)
         return stored
+
+    def _expiry(self, header: ChunkHeader) -> list[bytes]:
+        own = max(1, header.expires_at - int(time.time())) if header.expires_at else 0
+        limits = [seconds for seconds in (self._settings.ttl_seconds, own) if seconds]
+        return [b"EX", str(min(limits)).encode()] if limits else []
 
     def _values_of(self, header: ChunkHeader, payload: memoryview) -> list[tuple[str, memoryview]]:
         """What a chunk is stored as, by name, the header last."""

@@ -21,6 +21,8 @@ log = logging.getLogger("headstart.cachebus")
 UPKEEP_SECONDS = 0.25
 SCAN_SECONDS = 30.0
 """How old the index of the shared tier may get."""
+LOOKED_AT_ONCE = 256
+"""Headers that are read in one go where a tenant's chunks are looked for."""
 TOGETHER_BYTES = 32 << 20
 """How much is written to the shared tier in one go. Between two goes server and writer wait for each other."""
 
@@ -137,11 +139,27 @@ class RemoteLane(Lane):
             return Outcome(True, headers=self._remote.probe(job.keys))
         if isinstance(job, Wipe):
             with self._turns.wiping(job):
-                if job.keys:
+                if job.tenant:
+                    self._wipe_tenant(job.tenant)
+                elif job.keys:
                     self._remote.delete(job.keys)
                 else:
                     self._remote.clear()
         return Outcome(True)
+
+    def _wipe_tenant(self, tenant: bytes) -> None:
+        """Only a chunk's header says whose it is."""
+        try:
+            keys = list(self._remote.scan())
+            for start in range(0, len(keys), LOOKED_AT_ONCE):
+                headers = self._remote.probe(keys[start : start + LOOKED_AT_ONCE])
+                self._remote.delete([header.key for header in headers if header is not None and header.tenant == tenant])
+        except (OSError, TierError):
+            log.error("redis: not all chunks of a tenant could be deleted: clear its cache again once the tier answers")
+            raise
+        finally:
+            # What is left is found by a look at all.
+            self._scan_at = 0.0
 
     def _upkeep(self) -> None:
         while not self._ending.wait(UPKEEP_SECONDS if self._known else 0.01):

@@ -5,8 +5,9 @@ The DRAM region and the NVMe tier are a shelf each. A shelf decides nothing abou
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -22,7 +23,7 @@ class Entry:
     """A chunk or a tail block and the extent that holds it. ``doomed``: out of the index, freed when its last reader is done.
 
     ``filling``: the daemon itself brings its bytes up from a lower tier; ``copied``: a lower tier has it, too; ``source``: where whoever is
-    granted it next has it from, which is a lower tier for the lookup that it was brought up for.
+    granted it next has it from, which is a lower tier for the lookup that it was brought up for; ``expires_at``: seconds since 1970, 0: never.
     """
 
     slot: int
@@ -43,6 +44,7 @@ class Entry:
     filling: bool = False
     copied: bool = False
     source: Tier = "dram"
+    expires_at: int = 0
 
     def record(self) -> Record:
         """The entry as a table keeps it."""
@@ -60,7 +62,12 @@ class Entry:
             self.tenant,
             self.pinned,
             self.used_at,
+            self.expires_at,
         )
+
+    def is_overdue(self, now_s: int) -> bool:
+        """Whether the time that it was stored for is over."""
+        return 0 < self.expires_at <= now_s
 
     def may_go(self) -> bool:
         """Whether it may be evicted now."""
@@ -77,6 +84,7 @@ class Wanted:
     holder: str = ""
     tail: bool = False
     tenant: bytes = bytes(TENANT_BYTES)
+    expires_at: int = 0
 
 
 class Shelf:
@@ -87,7 +95,13 @@ class Shelf:
         self._slots = slots
         self._free_slots = list(range(slots - 1, -1, -1))
         self._header_bytes = header_bytes
-        self._tenant_bytes_max = int(tenant_share * self._extents.size)
+        self._tenant_share = tenant_share
+        self._shares: dict[bytes, float] = {}
+        # Those who have more than their share since it became smaller.
+        self._over: set[bytes] = set()
+        # By tenant, the last entry that was made before all of theirs were cleared.
+        self._outlawed: dict[bytes, int] = {}
+        self._expiring: list[tuple[int, int, int]] = []
         self._tenants: Counter[bytes] = Counter()
         self._generation = 0
         self._chunks, self._tails = order(policy), Lru()
@@ -110,11 +124,13 @@ class Shelf:
         """An entry with an extent, not committed yet, and what was evicted for it; None where there is no room."""
         gone: list[Entry] = []
         need = self._taken(wanted.length)
-        if need > min(self._extents.size, self._tenant_bytes_max):
+        bytes_max = self._bytes_max(wanted.tenant)
+        if need > bytes_max:
             return None, gone
-        while self._tenants[wanted.tenant] + need > self._tenant_bytes_max:
-            if not self._evict(gone, lambda entry: entry.tenant == wanted.tenant):
+        while self._tenants[wanted.tenant] + need > bytes_max:
+            if not self._evict(gone, lambda entry: entry.tenant == wanted.tenant, wanted.tenant):
                 return None, gone
+        self._over.discard(wanted.tenant)
         while (offset := self._extents.allocate(need) if self._free_slots else None) is None:
             if not self._evict(gone, lambda entry: entry.copied) and not self._evict(gone, lambda entry: True):
                 return None, gone
@@ -129,6 +145,7 @@ class Shelf:
             wanted.layout,
             wanted.holder,
             tenant=wanted.tenant,
+            expires_at=wanted.expires_at,
         )
         self._enter(entry)
         return entry, gone
@@ -200,6 +217,7 @@ class Shelf:
             tenant=record.tenant,
             pinned=record.pinned,
             used_at=record.used_at,
+            expires_at=record.expires_at,
         )
         self._generation = max(self._generation, record.generation)
         self._enter(entry)
@@ -213,6 +231,34 @@ class Shelf:
         """What may go and was not used since ``before_s``."""
         return [entry for entry in self.entries.values() if entry.used_at < before_s and entry.may_go()]
 
+    def overdue(self, now_s: int) -> list[Entry]:
+        """What was stored for a time that is over, whoever reads it; each is named once."""
+        found = []
+        while self._expiring and self._expiring[0][0] <= now_s:
+            _, slot, generation = heapq.heappop(self._expiring)
+            entry = self.entries.get(slot)
+            if entry is None or entry.generation != generation or entry.doomed:
+                continue
+            if entry.committed:
+                found.append(entry)
+            else:
+                # Its writer is still at it.
+                heapq.heappush(self._expiring, (now_s + 1, slot, generation))
+        return found
+
+    def share(self, shares: Mapping[bytes, float]) -> None:
+        """From now on these tenants may take these shares, where they are below that of all. Who has more loses it when it stores again."""
+        self._shares = dict(shares)
+        self._over = {tenant for tenant, taken in self._tenants.items() if taken > self._bytes_max(tenant)}
+
+    def outlaw(self, tenant: bytes) -> None:
+        """What the tenant is having written at this moment is not to be committed."""
+        self._outlawed[tenant] = self._generation
+
+    def is_outlawed(self, entry: Entry) -> bool:
+        """Whether the entry was made before all of its tenant's were cleared."""
+        return entry.generation <= self._outlawed.get(entry.tenant, -1)
+
     def check_integrity(self) -> None:
         """Asserts what must always hold. For tests."""
         extents = sorted((e.offset, self._taken(e.length)) for e in self.entries.values())
@@ -220,15 +266,15 @@ class Shelf:
         assert sum(n for _, n in extents) == self.used_bytes <= self.capacity
         assert len(self.entries) + len(self._free_slots) == self._slots
         assert all(self.entries[e.slot] is e and not e.doomed for e in self.index.values())
-        assert all(n <= self._tenant_bytes_max for n in self._tenants.values())
+        assert all(n <= self._bytes_max(tenant) or tenant in self._over for tenant, n in self._tenants.items())
         assert sum(self._tenants.values()) == self.used_bytes
         assert all(entry.readers >= 0 for entry in self.entries.values())
 
-    def _evict(self, gone: list[Entry], chosen: Callable[[Entry], bool]) -> bool:
+    def _evict(self, gone: list[Entry], chosen: Callable[[Entry], bool], of: bytes | None = None) -> bool:
         if self.frozen:
             return False
         for queue in (self._tails, self._chunks):
-            slot = queue.evict(lambda slot: self.entries[slot].may_go() and (self.entries[slot].tail or chosen(self.entries[slot])))
+            slot = queue.evict(lambda slot: self._goes(self.entries[slot], chosen, of))
             if slot is not None:
                 entry = self.entries[slot]
                 self.free(entry)
@@ -236,11 +282,20 @@ class Shelf:
                 return True
         return False
 
+    @staticmethod
+    def _goes(entry: Entry, chosen: Callable[[Entry], bool], of: bytes | None) -> bool:
+        return entry.may_go() and (chosen(entry) or (entry.tail and of in (None, entry.tenant)))
+
+    def _bytes_max(self, tenant: bytes) -> int:
+        return int(min(self._tenant_share, self._shares.get(tenant, 1.0)) * self._extents.size)
+
     def _enter(self, entry: Entry) -> None:
         self.entries[entry.slot] = entry
         if not entry.doomed:
             self.index[entry.key] = entry
         self._tenants[entry.tenant] += self._taken(entry.length)
+        if entry.expires_at:
+            heapq.heappush(self._expiring, (entry.expires_at, entry.slot, entry.generation))
 
     def _order(self, entry: Entry) -> Order:
         return self._tails if entry.tail else self._chunks

@@ -19,7 +19,7 @@ LAYOUT_BYTES = 16
 DIGEST_BYTES = 32
 HOLDER_BYTES = 32
 RECORD_BYTES = 192
-_RECORD = struct.Struct(f"<IIQQBBQ{KEY_BYTES}s{DIGEST_BYTES}s{LAYOUT_BYTES}s{HOLDER_BYTES}s{TENANT_BYTES}s")
+_RECORD = struct.Struct(f"<IIQQBBQ{KEY_BYTES}s{DIGEST_BYTES}s{LAYOUT_BYTES}s{HOLDER_BYTES}s{TENANT_BYTES}sQ")
 _CHECKSUM = struct.Struct("<I")
 assert _RECORD.size + _CHECKSUM.size <= RECORD_BYTES
 FREE_RECORD = bytes(RECORD_BYTES)
@@ -39,7 +39,7 @@ class State(IntEnum):
 class Record:
     """One extent: ``length`` bytes at ``offset`` of a tier's space, under ``key``; ``holder`` writes it while it is reserved.
 
-    ``used_at`` is seconds since 1970, ``tenant`` is derived from the cache_salt (see ``cachebus.keys``).
+    ``used_at`` and ``expires_at`` (0: never) are seconds since 1970, ``tenant`` is derived from the cache_salt (see ``cachebus.keys``).
     """
 
     state: State
@@ -54,6 +54,7 @@ class Record:
     tenant: bytes = bytes(TENANT_BYTES)
     pinned: bool = False
     used_at: int = 0
+    expires_at: int = 0
 
 
 def pack_record(record: Record) -> bytes:
@@ -71,20 +72,21 @@ def pack_record(record: Record) -> bytes:
         record.layout,
         record.holder.encode(),
         record.tenant,
+        record.expires_at,
     )
     return (packed + _CHECKSUM.pack(crc32(packed))).ljust(RECORD_BYTES, b"\0")
 
 
 def unpack_record(packed: bytes) -> Record | None:
     """The record; None where it is torn or free."""
-    state, generation, offset, length, tail, pinned, used_at, key, digest, layout, holder, tenant = _RECORD.unpack_from(packed)
+    state, generation, offset, length, tail, pinned, used_at, key, digest, layout, holder, tenant, expires = _RECORD.unpack_from(packed)
     if state not in (State.RESERVED, State.COMMITTED, State.DOOMED):
         return None
     (checksum,) = _CHECKSUM.unpack_from(packed, _RECORD.size)
     if checksum != crc32(packed[: _RECORD.size]):
         return None
     name = holder.rstrip(b"\0").decode("ascii", "replace")
-    return Record(State(state), generation, offset, length, bool(tail), key, digest, layout, name, tenant, bool(pinned), used_at)
+    return Record(State(state), generation, offset, length, bool(tail), key, digest, layout, name, tenant, bool(pinned), used_at, expires)
 
 
 class Table:

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -56,11 +57,19 @@ class Tenant(Section, frozen=True):
         return found
 
 
+class Owner(NamedTuple):
+    """``tenant`` names the owner of chunks on the bus; ``others`` are the tenants who share them."""
+
+    tenant: bytes
+    others: tuple[str, ...]
+
+
 class Tenants:
     """The tenants of one reading of the file. ``digest_key``: the cluster's."""
 
     def __init__(self, named: Mapping[str, Tenant], digest_key: bytes) -> None:
         self.named = named
+        self._digest_key = digest_key
         self.salts = {name: salt(digest_key, name, tenant) for name, tenant in named.items()}
         self._hashes = [(bytes.fromhex(key), name) for name, tenant in named.items() for key in tenant.keys]
 
@@ -71,6 +80,11 @@ class Tenants:
             if hmac.compare_digest(known, given):
                 found = name
         return found
+
+    def owner(self, name: str) -> Owner:
+        """Whose chunks a tenant's are; one that is not in the file (any more) owned what it had under its own name."""
+        own = self.salts.get(name) or salt(self._digest_key, name, Tenant())
+        return Owner(tenant_id(own), tuple(other for other, theirs in self.salts.items() if theirs == own and other != name))
 
     def shares(self) -> dict[bytes, float]:
         """What share of a tier each may take, by ``cachebus.keys.tenant_id``."""

@@ -71,6 +71,8 @@ class Tiers:
         self._reads: dict[int, tuple[Entry, Found]] = {}
         self._writes: dict[int, tuple[Entry, Tier, Entry | None]] = {}
         self._writing: set[tuple[Tier, bytes]] = set()
+        self._called_off: set[int] = set()
+        """Writes whose chunk was cleared meanwhile."""
         self._probes: dict[int, Probe] = {}
         self._found: dict[bytes, tuple[Found, float]] = {}
         self._remote: set[bytes] = set()
@@ -84,7 +86,7 @@ class Tiers:
         """Where the chunk can be had without asking anybody."""
         entry = self.disk.index.get(key) if self.disk and "nvme" in self.usable else None
         if entry is not None and entry.committed and entry.layout == layout:
-            header = ChunkHeader(key, layout, entry.digest, entry.length, self.key_id, entry.tenant)
+            header = ChunkHeader(key, layout, entry.digest, entry.length, self.key_id, entry.tenant, expires_at=entry.expires_at)
             return Found("nvme", header, entry)
         found, until = self._found.get(key, (None, 0.0))
         if found is not None and found.header.layout == layout and now_ms < until and self._reachable(found):
@@ -184,12 +186,16 @@ class Tiers:
         if number not in self._writes:
             return None
         entry, tier, on_disk = self._writes.pop(number)
+        called_off = number in self._called_off
+        self._called_off.discard(number)
         self._writing.discard((tier, entry.key))
         self.waiting_bytes -= entry.length
-        if not outcome.good:
+        if not outcome.good or called_off:
+            effects: list[Effect] = []
             if self.disk and on_disk is not None:
                 self.disk.free(on_disk)
-            return entry, []
+                effects = [Start(Wipe("nvme", slots=[on_disk.slot]))] if outcome.good else []
+            return entry, effects
         entry.copied = True
         self.counters[tier].stored += 1
         if self.disk and on_disk is not None:
@@ -230,20 +236,27 @@ class Tiers:
         """The tiers below DRAM that hold the chunk."""
         return [tier for tier in ("nvme", "redis") if self._has(tier, key) and (tier, key) not in self._writing]
 
-    def clear(self, tier: Tier) -> list[Effect]:
-        """Forgets a whole tier."""
-        if tier == "redis":
-            self._found.clear()
-            before, self._remote = self._remote, set()
-            return [*_told("redis", set(), before), Start(Wipe("redis", keys=[]))]
+    def clear(self, tier: Tier, tenant: bytes = b"") -> tuple[int, list[Effect]]:
+        """Forgets a whole tier, or what is a tenant's there; how many chunks that were, as far as it is known here whose they are."""
         if tier == "peer":
-            return []
-        entries = list(self.disk.index.values()) if self.disk else []
-        return [effect for entry in entries if entry.committed for effect in self._drop_disk(entry)]
+            return 0, []
+        if tenant:
+            self._called_off |= {number for number, (entry, where, _) in self._writes.items() if where == tier and entry.tenant == tenant}
+        if tier == "redis":
+            self._found = {key: item for key, item in self._found.items() if tenant and item[0].header.tenant != tenant}
+            if tenant:
+                return 0, [Start(Wipe("redis", tenant=tenant))]
+            before, self._remote = self._remote, set()
+            return len(before), [*_told("redis", set(), before), Start(Wipe("redis", keys=[]))]
+        entries = [e for e in (self.disk.index.values() if self.disk else ()) if e.committed and tenant in (b"", e.tenant)]
+        return len(entries), [effect for entry in entries for effect in self._drop_disk(entry)]
 
-    def expire(self, before_s: int) -> list[Effect]:
-        """Drops what was not used since."""
-        return [effect for entry in (self.disk.expired(before_s) if self.disk else []) for effect in self._drop_disk(entry)]
+    def expire(self, before_s: int, now_s: int) -> list[Effect]:
+        """Drops what was not used since ``before_s``, and what was stored for a time that is over."""
+        if self.disk is None:
+            return []
+        old = self.disk.expired(before_s)
+        return [effect for entry in [*old, *(e for e in self.disk.overdue(now_s) if e not in old)] for effect in self._drop_disk(entry)]
 
     def held(self) -> list[Entry]:
         """The entries of DRAM that jobs hold, once for each job."""
@@ -273,14 +286,14 @@ class Tiers:
         on_disk, slot, record = None, 0, None
         if tier == "nvme":
             assert self.disk is not None
-            on_disk, gone = self.disk.place(Wanted(entry.key, entry.length, entry.layout, tenant=entry.tenant))
+            on_disk, gone = self.disk.place(Wanted(entry.key, entry.length, entry.layout, tenant=entry.tenant, expires_at=entry.expires_at))
             effects += self._evicted(gone)
             if on_disk is None:
                 self.counters[tier].skipped += 1
                 return effects
             on_disk.pinned, on_disk.used_at = entry.pinned, entry.used_at
             done = Entry(on_disk.slot, on_disk.generation, on_disk.offset, entry.length, False, entry.key, entry.layout, "", entry.digest, True)
-            done.tenant, done.pinned, done.used_at = entry.tenant, entry.pinned, entry.used_at
+            done.tenant, done.pinned, done.used_at, done.expires_at = entry.tenant, entry.pinned, entry.used_at, entry.expires_at
             slot, record = on_disk.slot, done.record()
         self._number += 1
         self._writes[self._number] = (entry, tier, on_disk)
@@ -288,7 +301,8 @@ class Tiers:
         self.waiting_bytes += entry.length
         entry.readers += 1
         shape, dtype = self.described.get(entry.layout, ("", ""))
-        header = ChunkHeader(entry.key, entry.layout, entry.digest, entry.length, self.key_id, entry.tenant, entry.used_at, shape, dtype)
+        known = (entry.key, entry.layout, entry.digest, entry.length, self.key_id, entry.tenant, entry.used_at)
+        header = ChunkHeader(*known, shape, dtype, expires_at=entry.expires_at)
         return [*effects, Start(Write(self._number, tier, header, entry.offset, slot, record))]
 
     def _evicted(self, gone: list[Entry]) -> list[Effect]:

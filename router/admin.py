@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
+from pathlib import Path
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -10,11 +13,17 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cachebus.client import BusClient
+from cachebus.errors import BusError
+from cachebus.messages import Clear, Count
 from cachebus.security import is_loopback
 from router.access import authenticated
 from router.errors import ApiError
 from router.gateway import Gateway
 
+log = logging.getLogger("headstart.router")
+
+_CLEAR_MS_MAX = 10_000
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -32,16 +41,17 @@ class ByPort:
 
 
 class Admin:
-    """The admin routes as an ASGI application."""
+    """The admin routes as an ASGI application. ``run_dir`` is the bus's."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+    def __init__(self, gateway: Gateway, run_dir: Path) -> None:
+        self._gateway, self._run_dir = gateway, run_dir
         self._open = is_loopback(gateway.settings.admin_host)
         self._routes = Router(
             [
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
                 Route("/tenants", self._tenants),
+                Route("/tenants/{name}/cache", self._clear, methods=["DELETE"]),
             ],
             redirect_slashes=False,
         )
@@ -72,6 +82,30 @@ class Admin:
         kept = ("group", "requests_per_minute", "tokens_per_minute", "cache_share_max", "admin")
         rows = [{"name": name, "keys": len(tenant.keys), **{field: getattr(tenant, field) for field in kept}} for name, tenant in named.items()]
         return JSONResponse({"tenants": rows})
+
+    async def _clear(self, request: Request) -> Response:
+        tenants, name = self._gateway.tenants, request.path_params["name"]
+        if tenants is not None:
+            tenants.look()
+        if tenants is None or name not in tenants.now.named:
+            raise ApiError(404, f"there is no tenant {name}", code="tenant_not_found", param="name")
+        owner = tenants.now.owner(name)
+        try:
+            dropped = await asyncio.to_thread(_drop, self._run_dir, owner.tenant)
+        except BusError as error:
+            raise ApiError(503, str(error), code="cache_unavailable") from error
+        log.info("the cache of tenant %s was cleared: %d chunks", name, dropped)
+        return JSONResponse({"tenant": name, "dropped": dropped, "shared_with": list(owner.others)})
+
+
+def _drop(run_dir: Path, tenant: bytes) -> int:
+    client = BusClient(run_dir, "router")
+    try:
+        reply = client.call(Clear(["dram", "nvme", "redis"], tenant), _CLEAR_MS_MAX)
+        assert isinstance(reply, Count)
+        return reply.count
+    finally:
+        client.close()
 
 
 def metrics(gateway: Gateway) -> Response:

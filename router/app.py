@@ -65,7 +65,7 @@ def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "") ->
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(ByPort, Admin(gateway), settings.admin_port), Middleware(Access, lambda: gateway.tenants, gateway.limiter)],
+        middleware=[Middleware(ByPort, Admin(gateway, run_dir), settings.admin_port), Middleware(Access, lambda: gateway.tenants, gateway.limiter)],
         lifespan=lifespan,
         exception_handlers={HTTPException: _as_openai, ApiError: _refused, Exception: _unexpected},
     )

@@ -122,7 +122,9 @@ class Publisher:
             self._ticket = 0
             return
         self._came = None
-        entries = [NewEntry(key, self._length(save), save.tail, save.tenant) for key, save in saves.items()]
+        now = int(time.time())
+        until = {ttl: now + ttl if ttl else 0 for ttl in {save.ttl_seconds for save in saves.values()}}
+        entries = [NewEntry(key, self._length(save), save.tail, save.tenant, until[save.ttl_seconds]) for key, save in saves.items()]
         self._ticket = self._client.submit(Reserve(self._holder.id, self._layout, entries))
 
     def _publish(self, saves: Mapping[bytes, Save], step: _Step, tails_copied: Future[None]) -> None:

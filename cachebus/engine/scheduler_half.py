@@ -332,17 +332,18 @@ class SchedulerHalf:
         # Tokens that the engine has scheduled but not sampled yet have no id, hence no key; their chunk waits a step.
         known = min(after, len(view.tokens)) if policy.save_decode_cache else min(after, view.prompt_tokens)
         saves = []
+        ttl = view.transfer.ttl_seconds if view.transfer is not None else 0
         blocks_in_chunk = policy.chunk_size // policy.block_size
         if known >= (tracked.published + 1) * policy.chunk_size:
             extend_chunk_keys(tracked.keys, tracked.root, view.tokens[:known], policy.chunk_size)
         for number in range(tracked.published, known // policy.chunk_size):
             blocks = tracked.blocks[number * blocks_in_chunk : (number + 1) * blocks_in_chunk]
-            saves.append(Save(tracked.keys[number], blocks, False, tracked.tenant))
+            saves.append(Save(tracked.keys[number], blocks, False, tracked.tenant, ttl))
             tracked.published = number + 1
         if not tracked.tail_published and after >= view.prompt_tokens:
             tracked.tail_published = True
             first = view.prompt_tokens // policy.chunk_size * blocks_in_chunk
-            saves += [Save(key, [tracked.blocks[first + i]], True, tracked.tenant) for i, key in enumerate(tracked.tails)]
+            saves += [Save(key, [tracked.blocks[first + i]], True, tracked.tenant, ttl) for i, key in enumerate(tracked.tails)]
         return saves
 
     def _report(self, tracked: _Tracked, computed: int) -> None:

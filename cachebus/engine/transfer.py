@@ -65,13 +65,14 @@ class Load:
 class Save:
     """A chunk (or a block of a prompt's tail) whose tokens are all computed when this step's forward pass ends, and where it lies.
 
-    Every rank saves its part, under ``rank_key``.
+    Every rank saves its part, under ``rank_key``. ``ttl_seconds``: after which it is dropped; 0: never for that reason.
     """
 
     key: bytes
     blocks: list[int]
     tail: bool
     tenant: bytes = bytes(TENANT_BYTES)
+    ttl_seconds: int = 0
 
 
 @dataclass

@@ -107,7 +107,8 @@ class _Export:
             return False
         shape, dtype = self._layouts.get(layout, ("", ""))
         used_at = self._used.get(extent.key, 0)
-        header = ChunkHeader(extent.key, layout, extent.digest, extent.length, self._key_id, record.tenant, used_at, shape, dtype)
+        known = (extent.key, layout, extent.digest, extent.length, self._key_id, record.tenant, used_at)
+        header = ChunkHeader(*known, shape, dtype, expires_at=record.expires_at)
         with self._member.region.data[extent.offset : extent.offset + extent.length] as payload:
             if matches(payload, header, self._member.digest_key):
                 self._writer.add(header, payload)

@@ -124,7 +124,7 @@ class _Import:
 
     def _room(self, header: ChunkHeader) -> Slot | None:
         """An extent for the chunk; None, and counted, where somebody was quicker or there is no room."""
-        entry = NewEntry(header.key, header.length, tenant=header.tenant)
+        entry = NewEntry(header.key, header.length, tenant=header.tenant, expires_at=header.expires_at)
         asked = Reserve(self._member.holder, header.layout, [entry])
         found: list[Slot] = []
 

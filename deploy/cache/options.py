@@ -29,8 +29,10 @@ def add_to(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     for action, text in (("pin", "keep chunks in DRAM"), ("unpin", "let pinned chunks be evicted again")):
         pin = actions.add_parser(action, parents=parents, help=text)
         pin.add_argument("keys", nargs="+", metavar="KEY", help="a chunk's key as `cache ls` shows it, or its beginning")
-    clear = actions.add_parser("clear", parents=parents, help="drop all chunks of some tiers, pinned ones too")
-    clear.add_argument("tiers", nargs="+", choices=("dram", "nvme", "redis"), metavar="TIER", help="dram, nvme or redis")
+    text = "drop chunks, pinned ones too: all of some tiers, or a tenant's"
+    clear = actions.add_parser("clear", parents=parents, help=text, description=text)
+    clear.add_argument("tiers", nargs="*", choices=("dram", "nvme", "redis", []), metavar="TIER", help="dram, nvme or redis; needed without --tenant")
+    clear.add_argument("--tenant", metavar="NAME", help="only this tenant's, in every tier of the node and in the shared one")
     _add_warm(actions, parents)
     _add_files(actions, parents)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
+from pathlib import Path
 
 from cachebus.client import BusClient
-from cachebus.errors import BusError
+from cachebus.errors import BusError, SettingsError
 from cachebus.messages import Clear, Count, Pin, Stat, StatReply
 from cachebus.messages_tools import ChunkInfo
-from deploy.cache.asking import ask, every_chunk
+from cachebus.tenants import Tenants, read_tenants
+from deploy.cache.asking import ANSWER_MS_MAX, ask, every_chunk
 from deploy.settings import Settings
 
 _KEY_LETTERS = 16
@@ -27,13 +30,29 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
         if options.action == "ls":
             return _list(client, options)
         if options.action == "clear":
-            return _count(ask(client, Clear(options.tiers), Count), "dropped", options)
+            return _clear(client, settings, options)
         there = every_chunk(client).chunks
         keys = [_meant(text, there) for text in options.keys]
         pinned = options.action == "pin"
         return _count(ask(client, Pin(keys, pinned), Count), "pinned" if pinned else "unpinned", options)
     finally:
         client.close()
+
+
+def _clear(client: BusClient, settings: Settings, options: argparse.Namespace) -> int:
+    if options.tenant is None:
+        if not options.tiers:
+            raise SettingsError("headstart cache clear: name the tiers, or --tenant")
+        return _count(ask(client, Clear(options.tiers), Count), "dropped", options)
+    digest_key = client.connect(ANSWER_MS_MAX).digest_key
+    file = settings.security.tenants_file
+    tenants = Tenants(read_tenants(Path(file)) if file else {}, digest_key)
+    owner = tenants.owner(options.tenant)
+    if options.tenant not in tenants.named:
+        print(f"headstart: {options.tenant} is in no tenants' file (any more): what it had outside a group goes", file=sys.stderr)
+    for other in owner.others:
+        print(f"headstart: {other} shares this cache", file=sys.stderr)
+    return _count(ask(client, Clear(options.tiers or ["dram", "nvme", "redis"], owner.tenant), Count), "dropped", options)
 
 
 def _stat(client: BusClient, options: argparse.Namespace) -> int:

@@ -230,3 +230,10 @@ def test_a_full_disk_makes_the_tier_read_only_and_nothing_else(tmp_path: Path) -
         bus.stop()
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+def test_clearing_a_tier_that_there_is_not_leaves_the_daemon_alone(bus: Bus) -> None:
+    client = bus.client()
+    for tenant in (b"", b"tenant-a"):
+        assert client.call(Clear(["nvme", "redis", "peer"], tenant), ANSWER_MS) == Count(0)
+    client.close()

@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from cachebus import housekeeping
 from cachebus.chunk import ChunkHeader
 from cachebus.directory import Directory
 from cachebus.effects import Answer, Effect, Held, Job, Loan, Outcome, Probe, Publish, Read, Start, WipeRecord, Write, WriteRecord
@@ -87,9 +88,15 @@ class TieredLife(RuleBasedStateMachine):
     def digest(text: str) -> bytes:
         return text.encode().ljust(32, b".")
 
-    @rule(numbers=st.lists(KEYS, min_size=1, max_size=3, unique=True), tenant=st.sampled_from(TENANTS), commit=st.booleans())
-    def put(self, numbers: list[int], tenant: bytes, commit: bool) -> None:
-        entries = [NewEntry(key(n), PAGE, False, tenant) for n in numbers]
+    @rule(
+        numbers=st.lists(KEYS, min_size=1, max_size=3, unique=True),
+        tenant=st.sampled_from(TENANTS),
+        commit=st.booleans(),
+        ttl=st.sampled_from([0, 0, 2]),
+    )
+    def put(self, numbers: list[int], tenant: bytes, commit: bool, ttl: int = 0) -> None:
+        until = int(self.now / 1000) + ttl if ttl else 0
+        entries = [NewEntry(key(n), PAGE, False, tenant, until) for n in numbers]
         effects = self.directory.reserve(CLIENT, 1, Reserve("w", LAYOUT, entries))
         self.apply(effects)
         body = answer(effects).body
@@ -201,21 +208,29 @@ class TieredLife(RuleBasedStateMachine):
     def time_passes(self, milliseconds: int, ttl: int) -> None:
         self.now += milliseconds
         self.apply(self.directory.tick(self.now))
-        self.apply(self.directory.upkeep(self.now, ttl))
+        self.apply(housekeeping.upkeep(self.directory, self.now, ttl))
 
     @rule(numbers=st.lists(KEYS, max_size=2), pinned=st.booleans())
     def pin(self, numbers: list[int], pinned: bool) -> None:
-        self.apply(self.directory.pin([key(n) for n in numbers], pinned)[1])
+        self.apply(housekeeping.pin(self.directory, [key(n) for n in numbers], pinned)[1])
 
     @precondition(lambda self: len(self.directory.dram.index) > 2)
     @rule()
     def dram_is_emptied(self) -> None:
         self.clear("dram")
 
-    @rule(tier=st.sampled_from(["dram", "nvme", "redis"]))
-    def clear(self, tier: str) -> None:
-        self.apply(self.directory.clear([tier])[1])  # type: ignore[list-item]
-        assert not self.known[tier]
+    @rule(tier=st.sampled_from(["dram", "nvme", "redis"]), tenant=st.sampled_from([b"", *TENANTS]))
+    def clear(self, tier: str, tenant: bytes = b"") -> None:
+        self.apply(housekeeping.clear(self.directory, [tier], tenant)[1])  # type: ignore[list-item]
+        assert tenant or not self.known[tier]
+        shelf = self.directory.dram if tier == "dram" else self.directory.tiers.disk
+        assert shelf is not None
+        if tier != "redis":
+            assert not [entry for entry in shelf.index.values() if entry.committed and tenant in (b"", entry.tenant)]
+
+    @rule(share=st.sampled_from([0.2, 0.5, 1.0]))
+    def shares_change(self, share: float) -> None:
+        self.directory.share({TENANTS[1]: share})
 
     @invariant()
     def holds(self) -> None:

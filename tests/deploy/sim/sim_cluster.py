@@ -82,8 +82,8 @@ def metric(url: str, name: str) -> float:
     return float(found[1])
 
 
-def post(url: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-    request = urllib.request.Request(f"{url}{path}", json.dumps(body).encode(), {"content-type": "application/json"})
+def post(url: str, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    request = urllib.request.Request(f"{url}{path}", json.dumps(body).encode(), {"content-type": "application/json", **(headers or {})})
     try:
         with urllib.request.urlopen(request, timeout=20) as answer:
             return answer.status, json.load(answer)

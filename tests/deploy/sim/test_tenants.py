@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from tests_shared import ANSWER_MS, Bus, wait_for
 
 from cachebus.keys import chunk_keys, root_key
 from cachebus.messages import Snapshot, SnapshotReply
+from cachebus.ports import free_port
+from deploy.cli import main
 
 PROMPT = [number * 7 % 5000 for number in range(1600)]
 
@@ -38,7 +42,7 @@ def router(bus: Bus, sims: SimCluster, tenants: TenantsUnderTest) -> Iterator[Ro
     sims.launch("p", "prefill")
     sims.launch("d", "decode", 2)
     sims.ready(3)
-    router = RouterUnderTest(bus, str(tenants.path))
+    router = RouterUnderTest(bus, str(tenants.path), admin_port=free_port("127.0.0.1"))
     router.knows(3)
     yield router
     router.stop()
@@ -92,3 +96,35 @@ def test_what_must_not_be_stored_is_in_no_tier(bus: Bus, router: RouterUnderTest
     # What came later is there, so what came before would be, too.
     wait_for(lambda: len(stored(bus)) == len(other) // 256)
     assert not stored(bus) & keys_of(router, "a")
+
+
+def test_a_chunk_may_be_stored_for_a_time(bus: Bus, router: RouterUnderTest, tenants: TenantsUnderTest) -> None:
+    ask(router, {**tenants.bearer("a"), "x-headstart-cache-ttl": "3"})
+    assert stored(bus) >= keys_of(router, "a")
+    ask(router, tenants.bearer("b"))
+    wait_for(lambda: not stored(bus) & keys_of(router, "a"), 10)
+    assert stored(bus) >= keys_of(router, "b")
+
+
+def test_a_tenants_cache_can_be_deleted(bus: Bus, router: RouterUnderTest, tenants: TenantsUnderTest, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b", "c"):
+        ask(router, tenants.bearer(name))
+    options = ["--set", f"cache.run_dir={bus.run_dir}", "--set", f"security.tenants_file={tenants.path}", "--json"]
+    wait_for(lambda: len(stored(bus)) == 18)
+    assert main(["cache", "clear", "--tenant", "a", *options]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["dropped"] >= 6
+    assert "shares" not in said.err
+    assert stored(bus) == keys_of(router, "b") | keys_of(router, "c")
+    connection = HTTPConnection("127.0.0.1", router.settings.admin_port, timeout=20)
+    connection.request("DELETE", "/tenants/d/cache")
+    answer = json.load(connection.getresponse())
+    assert answer["shared_with"] == ["c"]
+    assert answer["dropped"] >= 6
+    assert stored(bus) == keys_of(router, "b")
+    connection.request("DELETE", "/tenants/nobody/cache")
+    assert connection.getresponse().status == 404
+    connection.close()
+    assert main(["cache", "clear", "--tenant", "gone", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["dropped"] == 0
+    assert main(["cache", "clear", *options]) == 2
