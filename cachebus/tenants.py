@@ -46,6 +46,8 @@ class Tenant(Section, frozen=True):
     """Tokens of prompts and answers in a minute; 0: no limit"""
     cache_share_max: float = 1.0
     """Share of a node's DRAM, and of its NVMe tier, that the tenant's chunks may take; of a group counts the largest"""
+    priority_max: int = 0
+    """Highest x-headstart-priority that its requests may have"""
     admin: bool = False
     """Its keys open the admin routes, too"""
 

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cachebus.tenants import Tenant, TenantsFile
 from router.callers import Caller, put, terms_of
+from router.door import PRIORITY_HEADER, urgency_of
 from router.errors import ApiError
 from router.limits import Limiter, Meter
 from router.usage import EVENT_END
@@ -48,6 +49,9 @@ class Access:
         name, tenant = authenticated(tenants, headers)
         terms = terms_of(headers, tenants.now.salts[name])
         if scope["method"] == "POST":
+            if urgency_of(headers, 0.0, 0.0).priority > tenant.priority_max:
+                text = f"{PRIORITY_HEADER} may be {tenant.priority_max} at most (priority_max of tenant {name})"
+                raise ApiError(403, text, code="priority_too_high", param=PRIORITY_HEADER)
             self._admit(name, tenant)
 
         def spend(tokens: int) -> None:

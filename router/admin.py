@@ -79,7 +79,7 @@ class Admin:
         if tenants is not None:
             tenants.look()
         named = tenants.now.named if tenants is not None else {}
-        kept = ("group", "requests_per_minute", "tokens_per_minute", "cache_share_max", "admin")
+        kept = ("group", "requests_per_minute", "tokens_per_minute", "cache_share_max", "priority_max", "admin")
         rows = [{"name": name, "keys": len(tenant.keys), **{field: getattr(tenant, field) for field in kept}} for name, tenant in named.items()]
         return JSONResponse({"tenants": rows})
 

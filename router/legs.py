@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -59,6 +60,8 @@ class Legs:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds_max)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS_MAX)
         self._session = aiohttp.ClientSession(timeout=timeout, connector=connector, headers=_JSON, read_bufsize=1 << 20)
+        # A worker is where it registered, and nowhere else.
+        self._post = functools.partial(self._session.post, allow_redirects=False)
 
     async def close(self) -> None:
         """Closes every connection."""
@@ -95,7 +98,7 @@ class Legs:
         Raises EngineAnswer where the engine refuses the request, and LegFailed or LegBroken where the worker fails.
         """
         request = msgspec.json.encode({**body, "stream": False, "stream_options": None})
-        async with self._at(worker), asyncio.timeout(RENDER_SECONDS_MAX), self._session.post(f"{worker.url}{path}/render", data=request) as answer:
+        async with self._at(worker), asyncio.timeout(RENDER_SECONDS_MAX), self._post(f"{worker.url}{path}/render", data=request) as answer:
             raw = await answer.read()
             if 400 <= answer.status < 500:
                 raise EngineAnswer(answer.status, raw)
@@ -113,7 +116,7 @@ class Legs:
         data = prefill_body(worker.model, token_ids, transfer_id, terms)
         headers = {"x-request-id": f"{request_id}-prefill"}
         address = f"{worker.url}{COMPLETIONS}"
-        async with self._at(worker), asyncio.timeout(PREFILL_SECONDS_MAX), self._session.post(address, data=data, headers=headers) as answer:
+        async with self._at(worker), asyncio.timeout(PREFILL_SECONDS_MAX), self._post(address, data=data, headers=headers) as answer:
             await answer.read()
             if answer.status != 200:
                 raise LegFailed(f"{worker.worker} answered {answer.status} to a prefill")
@@ -130,7 +133,7 @@ class Legs:
     async def decode(self, worker: Worker, path: str, data: bytes, request_id: str) -> AsyncIterator[aiohttp.ClientResponse]:
         """The engine's answer, open. Raises EngineAnswer, LegFailed or LegBroken."""
         headers = {"x-request-id": request_id}
-        async with self._at(worker), self._session.post(f"{worker.url}{path}", data=data, headers=headers) as answer:
+        async with self._at(worker), self._post(f"{worker.url}{path}", data=data, headers=headers) as answer:
             if 400 <= answer.status < 500:
                 raise EngineAnswer(answer.status, await answer.content.read(_ANSWER_BYTES_MAX))
             if answer.status != 200:

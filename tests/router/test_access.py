@@ -116,6 +116,20 @@ def test_requests_a_minute(bus: Bus, make_engine: MakeEngine, tenants: TenantsUn
         router.stop()
 
 
+def test_a_tenant_goes_before_others_only_as_far_as_it_may(bus: Bus, make_engine: MakeEngine, tenants: TenantsUnderTest) -> None:
+    tenants.add("c", "priority_max: 5")
+    make_engine("d", "decode")
+    router = RouterUnderTest(bus, str(tenants.path))
+    try:
+        router.knows(1)
+        for name, priority, status in (("a", "1", 403), ("a", "-9", 200), ("a", "0", 200), ("c", "5", 200), ("c", "6", 403), ("c", "high", 400)):
+            headers = {**tenants.bearer(name), "x-headstart-priority": priority}
+            found, _, raw = router.post({"model": "m", "prompt": SHORT}, headers=headers)
+            assert found == status, (name, priority, raw)
+    finally:
+        router.stop()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_tokens_a_minute_are_those_of_prompts_and_answers(bus: Bus, make_engine: MakeEngine, tenants: TenantsUnderTest, stream: bool) -> None:
     tenants.add("c", "tokens_per_minute: 150")

@@ -18,7 +18,7 @@ from router.legs import EngineAnswer, LegBroken, LegFailed, Legs
 
 
 @contextlib.asynccontextmanager
-async def answering(body: bytes, status: int = 200, *, pause_seconds: float = 0) -> AsyncIterator[tuple[Legs, Worker]]:
+async def answering(body: bytes, status: int = 200, *, pause_seconds: float = 0, more: bytes = b"") -> AsyncIterator[tuple[Legs, Worker]]:
     """Legs, and a worker that gives everybody the same answer."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -27,7 +27,7 @@ async def answering(body: bytes, status: int = 200, *, pause_seconds: float = 0)
                 head = await reader.readuntil(b"\r\n\r\n")
                 await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
                 await asyncio.sleep(pause_seconds)
-                writer.write(b"HTTP/1.1 %d x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(body)) + body)
+                writer.write(b"HTTP/1.1 %d x\r\ncontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n" % (status, more, len(body)) + body)
                 await writer.drain()
         writer.close()
 
@@ -88,5 +88,23 @@ def test_an_idle_connection_is_given_up_before_the_engine_closes_it() -> None:
             assert connector is not None
             await legs.render(worker, CHAT, {})
             assert connector._keepalive_timeout < 5, "vLLM's own limit (VLLM_HTTP_TIMEOUT_KEEP_ALIVE)"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("status", [302, 307, 308])
+def test_a_worker_that_points_elsewhere_is_not_followed(status: int) -> None:
+    async def scenario() -> None:
+        async with (
+            answering(b'{"token_ids": [1]}') as (_, stranger),
+            answering(b"", status, more=f"location: {stranger.url}/\r\n".encode()) as (legs, worker),
+        ):
+            with pytest.raises(LegFailed, match=str(status)):
+                await legs.render(worker, CHAT, {})
+            with pytest.raises(LegFailed, match=str(status)):
+                await legs.prefill(worker, [1], "t", "r", Terms())
+            with pytest.raises(LegFailed, match=str(status)):
+                async with legs.decode(worker, CHAT, b"{}", "r"):
+                    pass
 
     asyncio.run(scenario())
