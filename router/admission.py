@@ -88,7 +88,8 @@ class Admission:
         """Who runs from now on of those that wait, and who waited in vain: there is not enough time left for it."""
         begun, lost = [], []
         for ticket in sorted(self._waiting, key=lambda waiting: waiting.place):
-            late = now - ticket.arrived > self._seconds_max or now + self._takes() > ticket.deadline
+            # More sparing than on arrival: it has waited for its turn, and what is thought of its time has moved meanwhile.
+            late = now - ticket.arrived > self._seconds_max or now + self._service > ticket.deadline
             if not late and self.running >= limit:
                 continue
             self._waiting.remove(ticket)

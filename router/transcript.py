@@ -25,7 +25,7 @@ _BROKEN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 _MARKS_MAX = 256
 _SERVER_ERRORS_FROM = 500
 _UNREAD_BYTES_MAX = 128 << 10
-_TO_BE_READ = (b'"error":', b'"delta":{}')
+_FAILS, _SAYS_NOTHING = b'"error":', b'"delta":{}'
 """What is in events that can't be passed on unread; inside a JSON string its quotes would be escaped."""
 _ASKED_BY_US = re.compile(rb'("(?:prompt_)?token_ids":)\[[^\]]*\]')
 _TEXTS = ("content", "reasoning", "reasoning_content")
@@ -157,7 +157,7 @@ class Transcript:
         whole, end, self._rest = (self._rest + piece).rpartition(EVENT_END)
         if not end:
             return b""
-        if self._again or any(mark in whole for mark in _TO_BE_READ):
+        if self._again or _FAILS in whole or _SAYS_NOTHING in whole:
             self._read()
             return b"".join(self._event(event) for event in whole.split(EVENT_END))
         self.done = self.done or whole.startswith(_DONE) or EVENT_END + _DONE in whole
@@ -165,7 +165,10 @@ class Transcript:
         self._unread_bytes += len(whole)
         if self._unread_bytes > _UNREAD_BYTES_MAX:
             self._read()
-        return (whole if self._ids_wanted else _ASKED_BY_US.sub(rb"\1null", whole)) + end
+        if not self._ids_wanted:
+            # Two searches for fixed bytes take a third of the expression's time, and mostly there is one event.
+            whole = _ASKED_BY_US.sub(rb"\1null", whole) if EVENT_END in whole else _nulled(_nulled(whole, _IDS), _PROMPT_IDS)
+        return whole + end
 
     def _read(self) -> None:
         """Writes down what has passed."""

@@ -133,7 +133,7 @@ def test_a_full_router_says_so(bus: Bus, make_engine: MakeEngine) -> None:
             assert (status, headers["retry-after"], b"router.requests_max" in raw) == (503, "1", True)
             decode.hold.set()
             running.result()
-        wait_for(lambda: router.gateway.door.running == 0)
+        wait_for(lambda: router.gateway.requests == 0)
         ask(router, "z")
     finally:
         router.stop()
