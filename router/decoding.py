@@ -17,13 +17,13 @@ from router.dispatch import Route
 from router.door import Urgency
 from router.errors import ApiError
 from router.explain import explanation
-from router.fields import COMPLETIONS, decode_body
+from router.fields import COMPLETIONS, DecodeRequest, decode_body
 from router.fleet import Leg
 from router.gateway import Gateway
 from router.legs import EngineAnswer, LegBroken, LegFailed
 from router.policies import Chosen
 from router.reports import arrived
-from router.resume import DecodeRequest, next_leg, transcript_for, with_ids
+from router.resume import next_leg, transcript_for, with_ids
 from router.transcript import Diverged, EngineFailed, Transcript
 from router.usage import EVENT_END, EventPatcher, is_engine_failure, patch_json
 
@@ -81,7 +81,7 @@ class Decoding:
         """Answers a call. Raises ApiError or EngineAnswer where nothing was sent yet; later an error event ends the stream."""
         call.transcript = transcript_for(self._path, asked.body)
         if call.transcript is not None:
-            asked = DecodeRequest(with_ids(asked.body), asked.token_ids)
+            asked = with_ids(asked)
         tried: set[str] = set()
         failures, from_prompt = 0, False
         while failures < DECODE_ATTEMPTS and (chosen := self._choose(call, tried, route)) is not None:
@@ -139,7 +139,7 @@ class Decoding:
         transfer_id = secrets.token_hex(8)
         report = gateway.dispatcher.reports.expect(transfer_id)
         useful = self._path == COMPLETIONS or worker.takes_prompt_token_ids
-        data = decode_body(self._path, request.body, transfer_id, request.token_ids if useful else None, call.caller.terms)
+        data = decode_body(self._path, request, transfer_id, request.token_ids if useful else None, call.caller.terms)
         leg = gateway.fleet.begin(worker, chosen.way.compute, time.monotonic())
         try:
             async with gateway.legs.decode(worker, self._path, data, call.request_id) as answer:

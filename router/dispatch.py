@@ -20,6 +20,7 @@ from router.flights import Flight, Flights
 from router.legs import LegBroken, LegFailed, Legs
 from router.metrics import RouterMetrics
 from router.policies import Ask, make_policy
+from router.remembered import Guess
 from router.reports import Reports, arrived
 from router.settings import RouterSettings
 
@@ -29,6 +30,8 @@ PREFILL_ATTEMPTS = 2
 ROUNDS_MAX = 16
 _SETTLE_SECONDS_MAX = 1.0
 _ASK_AGAIN_SECONDS = 0.25
+_SURE = 0.9
+"""What a guessed number of tokens may be of a limit."""
 
 
 class _ComputedElsewhere(Exception):
@@ -65,6 +68,24 @@ class Dispatcher:
         self.flights = Flights(watch.replica, lambda flight: colleagues.end(flight.claim))
         self.reports = Reports()
 
+    def keys(self, worker: Worker, token_ids: Sequence[int], terms: Terms) -> list[bytes]:
+        """The names of a prompt's chunks, as the worker's engine names them."""
+        return chunk_keys(root_key(worker.namespace, terms.salt), token_ids, worker.chunk_size)
+
+    def straight(self, worker: Worker, guess: Guess) -> Route | None:
+        """The way of a prompt that goes straight to decode by what is guessed of it; None where more should be known first.
+
+        Too little may be missing for a prefill worker, and it may not come near ``router.prompt_tokens_max``; what is too long for the engine that
+        one refuses itself.
+        """
+        if self._settings.prompt_tokens_max and guess.tokens > _SURE * self._settings.prompt_tokens_max:
+            return None
+        ask = Ask(worker.model, guess.keys, guess.tokens, worker.chunk_size, worker.chunk_bytes)
+        ways = self.policy.ways(ask, time.monotonic())
+        if not ways or ways[0].prefill or ways[0].tokens >= self._settings.prefill_tokens_min:
+            return None
+        return Route(False, ask, ways=ways)
+
     async def prepare(self, worker: Worker, token_ids: Sequence[int], request_id: str, terms: Terms) -> Route:
         """Returns when the decode leg may start. ``worker`` is any that serves the model: all share its namespace.
 
@@ -76,7 +97,7 @@ class Dispatcher:
         if len(token_ids) >= worker.max_model_len:
             # No prefill helps a prompt that the engine will refuse in its own words.
             return Route(False, plain)
-        keys = chunk_keys(root_key(worker.namespace, terms.salt), token_ids, worker.chunk_size)
+        keys = self.keys(worker, token_ids, terms)
         ask = Ask(worker.model, keys, len(token_ids), worker.chunk_size, worker.chunk_bytes)
         if not terms.store:
             # Nobody can pull what is not stored: neither its own decode worker, nor who would wait for it.

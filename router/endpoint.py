@@ -12,18 +12,18 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cachebus.messages import Worker
-from router.callers import caller_of
+from router.callers import Terms, caller_of
 from router.caps import check_body, check_prompt
 from router.decoding import RETRY_SECONDS, Call, Decoding
 from router.dispatch import Route
 from router.door import urgency_of
 from router.errors import ApiError
 from router.explain import EXPLAIN
-from router.fields import is_splittable, parse_body, plain_prompt
+from router.fields import DecodeRequest, is_splittable, parse_body, plain_prompt
 from router.gateway import Gateway
 from router.legs import EngineAnswer, LegBroken, LegFailed
 from router.policies import Ask
-from router.resume import DecodeRequest
+from router.remembered import text_of
 from router.settings import RouterSettings
 
 log = logging.getLogger("headstart.router")
@@ -92,24 +92,38 @@ class GenerationEndpoint:
         splittable = is_splittable(self._path, body)
         given = plain_prompt(self._path, body)
         token_ids: Sequence[int] | None = given
-        if splittable and given is None and self._gateway.lengths.tokens_max(worker.model, len(raw)) >= self._gateway.settings.prefill_tokens_min:
-            worker, token_ids = await self._render(worker, body)
-            if token_ids is not None:
-                self._gateway.lengths.learn(worker.model, len(raw), len(token_ids))
         dispatcher = self._gateway.dispatcher
+        shortcut: Route | None = None
+        if splittable and given is None and self._gateway.lengths.tokens_max(worker.model, len(raw)) >= self._gateway.settings.prefill_tokens_min:
+            shortcut, worker, token_ids = await self._look_up(worker, body, raw, call.caller.terms)
+        if shortcut is not None:
+            call.caller.meter.prompt_is(shortcut.ask.tokens)
         if token_ids is not None:
             check_prompt(self._gateway.settings, len(token_ids))
             call.caller.meter.prompt_is(len(token_ids))
-        route = Route(False, Ask(worker.model))
+        route = shortcut or Route(False, Ask(worker.model))
         if splittable and token_ids is not None:
             route = await dispatcher.prepare(worker, token_ids, call.request_id, call.caller.terms)
         call.route = route.name
         try:
             self._gateway.check_prefill(route)
-            await self._decoding.run(call, DecodeRequest(body, token_ids if splittable and given is None else None), route)
+            await self._decoding.run(call, DecodeRequest(body, token_ids if splittable and given is None else None, raw), route)
         finally:
             if route.flight is not None:
                 dispatcher.flights.end(route.flight, computed=False)
+
+    async def _look_up(self, worker: Worker, body: dict[str, Any], raw: bytes, terms: Terms) -> tuple[Route | None, Worker, list[int] | None]:
+        """A route straight to decode where the prompt is known but for its end; else its ids. And the worker that told, or any."""
+        gateway = self._gateway
+        space, text = f"{worker.model}\0{terms.salt}\0{self._path}".encode(), text_of(body)
+        guess = gateway.remembered.find(space, text, worker.chunk_size)
+        if guess is not None and (known := gateway.dispatcher.straight(worker, guess)) is not None:
+            return known, worker, None
+        worker, token_ids = await self._render(worker, body)
+        if token_ids is not None:
+            gateway.lengths.learn(worker.model, len(raw), len(token_ids))
+            gateway.remembered.add(space, text, len(token_ids), gateway.dispatcher.keys(worker, token_ids, terms))
+        return None, worker, token_ids
 
     async def _render(self, worker: Worker, body: dict[str, Any]) -> tuple[Worker, list[int] | None]:
         """The prompt's ids, and the worker that rendered them."""

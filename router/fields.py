@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -14,6 +14,18 @@ _ROUTERS_OWN = ("kv_transfer_params", "ec_transfer_params", "cache_salt")
 _ROUTERS_OWN_XARGS = (*_ROUTERS_OWN, "kv_cache_report_mode")
 _TRANSFER = "headstart"
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+
+
+class DecodeRequest(NamedTuple):
+    """What a decode worker is asked: the client's body, and the prompt's ids that go with it where there are any.
+
+    ``raw``: the body as the client sent it, b"" where it is another by now; ``added``: what the router itself asks for.
+    """
+
+    body: dict[str, Any]
+    token_ids: Sequence[int] | None
+    raw: bytes = b""
+    added: dict[str, Any] = {}  # noqa: RUF012 - never written to
 
 
 def parse_body(raw: bytes) -> dict[str, Any]:
@@ -73,14 +85,18 @@ def prefill_body(model: str, token_ids: Sequence[int], transfer_id: str, terms: 
     return msgspec.json.encode(request)
 
 
-def decode_body(path: str, body: dict[str, Any], transfer_id: str, token_ids: Sequence[int] | None, terms: Terms) -> bytes:
+def decode_body(path: str, asked: DecodeRequest, transfer_id: str, token_ids: Sequence[int] | None, terms: Terms) -> bytes:
     """The decode leg: everything the client sent and the router's transfer parameters.
 
     ``token_ids``, where given, spare the engine another tokenisation: they come from its own renderer. A completion's take its
     prompt's place; a chat's go beside its messages, for engines that look there.
     """
     parameters: dict[str, Any] = {_TRANSFER: _transfer(transfer_id, "decode", terms)}
-    request = {**body, "kv_transfer_params": parameters, **_salted(terms)}
+    added = {**asked.added, "kv_transfer_params": parameters, **_salted(terms)}
+    if token_ids is None and asked.raw.endswith(b"}") and asked.body:
+        # Of a name that comes twice the later one counts. A long prompt is not encoded again for some fields more.
+        return asked.raw[:-1] + b"," + msgspec.json.encode(added)[1:]
+    request = {**asked.body, **added}
     if token_ids is not None and path == COMPLETIONS:
         request["prompt"] = token_ids
     elif token_ids is not None:

@@ -24,6 +24,7 @@ from router.limits import Limiter
 from router.metrics import RouterMetrics
 from router.policies import Ask, Chosen
 from router.probes import Probes
+from router.remembered import Remembered
 from router.retries import RetryBudget
 from router.settings import RouterSettings
 
@@ -42,6 +43,7 @@ class Gateway:
         self.metrics = RouterMetrics()
         self.fleet = Fleet()
         self.lengths = Lengths()
+        self.remembered = Remembered()
         self.retries = RetryBudget(time.monotonic())
         self.door = Door(Admission(settings.queue_max, settings.queue_seconds_max), self._running_max, settings.requests_max + settings.queue_max)
         self.requests = 0

@@ -8,9 +8,9 @@ an engine can't be given: it computes the answer again from the prompt, and the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from router.fields import COMPLETIONS, is_splittable
+from router.fields import COMPLETIONS, DecodeRequest, is_splittable
 from router.transcript import Transcript
 
 _COMPLETION_TOKENS_MAX = 16
@@ -39,16 +39,9 @@ def transcript_for(path: str, body: dict[str, Any]) -> Transcript | None:
     return Transcript(ids_wanted=body.get("return_token_ids") is True, stop=stops, in_output=body.get("include_stop_str_in_output") is True)
 
 
-def with_ids(body: dict[str, Any]) -> dict[str, Any]:
+def with_ids(asked: DecodeRequest) -> DecodeRequest:
     """The request that also asks for the ids of what is generated."""
-    return {**body, "return_token_ids": True}
-
-
-class DecodeRequest(NamedTuple):
-    """What the next engine is asked: the body, and the prompt's ids that go with it where there are any."""
-
-    body: dict[str, Any]
-    token_ids: Sequence[int] | None
+    return asked._replace(added={**asked.added, "return_token_ids": True})
 
 
 def next_leg(path: str, asked: DecodeRequest, transcript: Transcript, *, from_prompt: bool, takes_ids: bool) -> DecodeRequest:
@@ -60,7 +53,7 @@ def next_leg(path: str, asked: DecodeRequest, transcript: Transcript, *, from_pr
     if not from_prompt and transcript.prompt_ids and transcript.plain and may_continue(path, asked.body, takes_ids=takes_ids):
         tokens = transcript.place()
     transcript.begin_again(tokens)
-    return continued(path, asked.body, transcript.prompt_ids, transcript.ids[:tokens]) if tokens else asked
+    return continued(path, asked, transcript.prompt_ids, transcript.ids[:tokens]) if tokens else asked
 
 
 def may_continue(path: str, body: dict[str, Any], *, takes_ids: bool) -> bool:
@@ -73,9 +66,9 @@ def may_continue(path: str, body: dict[str, Any], *, takes_ids: bool) -> bool:
     return path == COMPLETIONS or (takes_ids and any(body.get(name) for name in _LIMITS) and _is_text(body.get("messages")))
 
 
-def continued(path: str, body: dict[str, Any], prompt: Sequence[int], sent: Sequence[int]) -> DecodeRequest:
+def continued(path: str, asked: DecodeRequest, prompt: Sequence[int], sent: Sequence[int]) -> DecodeRequest:
     """The request for what follows the ids ``sent``. Only where ``may_continue``."""
-    request = {name: value for name, value in body.items() if name not in ("truncate_prompt_tokens", "truncation_side")}
+    request = {name: value for name, value in asked.body.items() if name not in ("truncate_prompt_tokens", "truncation_side")}
     if path == COMPLETIONS and request.get("max_tokens") is None:
         request["max_tokens"] = _COMPLETION_TOKENS_MAX
     for name in _LIMITS:
@@ -83,7 +76,7 @@ def continued(path: str, body: dict[str, Any], prompt: Sequence[int], sent: Sequ
             request[name] -= len(sent)
     if type(request.get("min_tokens")) is int:
         request["min_tokens"] = max(0, request["min_tokens"] - len(sent))
-    return DecodeRequest(request, [*prompt, *sent])
+    return DecodeRequest(request, [*prompt, *sent], added=asked.added)
 
 
 def _is_text(messages: Any) -> bool:

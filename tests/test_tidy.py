@@ -23,7 +23,7 @@ IMPORTED_ONLY_BY = {
     "torch": ("cachebus/engine/",),
     "starlette": ("router/",),
     "uvicorn": ("router/",),
-    "aiohttp": ("router/", "deploy/sim/", "deploy/bench/replay.py"),
+    "aiohttp": ("router/", "deploy/sim/", "deploy/bench/replay.py", "deploy/bench/router.py"),
     "transformers": ("deploy/",),
     "tokenizers": ("deploy/",),
     "pickle": (),

@@ -5,7 +5,7 @@ import pytest
 
 from router.callers import Terms
 from router.errors import ApiError
-from router.fields import CHAT, COMPLETIONS, decode_body, is_splittable, parse_body, plain_prompt, prefill_body
+from router.fields import CHAT, COMPLETIONS, DecodeRequest, decode_body, is_splittable, parse_body, plain_prompt, prefill_body
 
 
 def test_a_prompt_of_ids_is_taken_as_it_is_only_where_the_engine_does_so() -> None:
@@ -51,20 +51,29 @@ def test_a_refused_name_is_seen_however_it_is_written() -> None:
     with pytest.raises(ApiError, match="cache_salt"):
         parse_body(b'{"cache\\u005fsalt": "x"}')
     repeated = b'{"kv_transfer_params": {"headstart": {}}, "kv_transfer_params": null}'
-    assert json.loads(decode_body(CHAT, parse_body(repeated), "t", None, Terms()))["kv_transfer_params"] == {
-        "headstart": {"transfer_id": "t", "leg": "decode"}
-    }
+    for raw in (repeated, b""):
+        got = json.loads(decode_body(CHAT, DecodeRequest(parse_body(repeated), None, raw), "t", None, Terms()))
+        assert got["kv_transfer_params"] == {"headstart": {"transfer_id": "t", "leg": "decode"}}
 
 
 def test_numbers_and_text_reach_the_engine_as_they_were_sent() -> None:
     sent = {"prompt": "a", "seed": 2**80, "temperature": 1e-7, "logit_bias": {"5": -100.0}, "stop": ["\u2028", "\u00fc"], "x": {}}
-    got = json.loads(decode_body(CHAT, parse_body(json.dumps(sent).encode()), "t", [1], Terms()))
+    got = json.loads(decode_body(CHAT, DecodeRequest(parse_body(json.dumps(sent).encode()), [1]), "t", [1], Terms()))
     assert got.pop("kv_transfer_params") == {"headstart": {"transfer_id": "t", "leg": "decode"}, "prompt_token_ids": [1]}
     assert got == sent
 
 
+@pytest.mark.parametrize("raw", [b'{"prompt": "\xc3\xa9", "seed": 1e2 }', b'{"stream": true,"return_token_ids":null}', b'{"a": 1}\n', b"{}"])
+def test_a_body_that_is_passed_on_as_it_came_says_the_same_as_one_encoded_anew(raw: bytes) -> None:
+    asked = DecodeRequest(parse_body(raw), None, raw, {"return_token_ids": True})
+    terms = Terms("salt", ttl_seconds=5)
+    passed, encoded = (json.loads(decode_body(CHAT, one, "t", None, terms)) for one in (asked, asked._replace(raw=b"")))
+    assert passed == encoded
+    assert passed["return_token_ids"] is True
+
+
 def test_a_completions_ids_take_its_prompts_place() -> None:
-    got = json.loads(decode_body(COMPLETIONS, {"model": "m", "prompt": "abc", "n": 2}, "t", [7, 8], Terms()))
+    got = json.loads(decode_body(COMPLETIONS, DecodeRequest({"model": "m", "prompt": "abc", "n": 2}, [7, 8]), "t", [7, 8], Terms()))
     assert got == {"model": "m", "prompt": [7, 8], "n": 2, "kv_transfer_params": {"headstart": {"transfer_id": "t", "leg": "decode"}}}
 
 
@@ -82,7 +91,7 @@ def test_both_legs_carry_the_salt_and_what_the_client_wishes_for_its_chunks() ->
     usual, unusual = Terms("salt"), Terms("salt", store=False, ttl_seconds=60)
     for terms, more in ((usual, {}), (unusual, {"store": False, "ttl_seconds": 60})):
         first = json.loads(prefill_body("m", [1], "t", terms))
-        second = json.loads(decode_body(COMPLETIONS, {"prompt": "abc"}, "t", None, terms))
+        second = json.loads(decode_body(COMPLETIONS, DecodeRequest({"prompt": "abc"}, None), "t", None, terms))
         assert first["cache_salt"] == second["cache_salt"] == "salt"
         assert first["kv_transfer_params"] == {"headstart": {"transfer_id": "t", "leg": "prefill", **more}}
         assert second["kv_transfer_params"] == {"headstart": {"transfer_id": "t", "leg": "decode", **more}}

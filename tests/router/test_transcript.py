@@ -12,8 +12,8 @@ from greedy_engine import GreedyEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.fields import CHAT, COMPLETIONS
-from router.resume import DecodeRequest, next_leg, transcript_for, with_ids
+from router.fields import CHAT, COMPLETIONS, DecodeRequest
+from router.resume import next_leg, transcript_for, with_ids
 from router.transcript import Diverged, EngineFailed, Transcript
 
 PROMPT = [97, 98, 99]
@@ -61,10 +61,10 @@ def answered(engine: GreedyEngine, path: str, body: dict[str, Any], deaths: list
     """The whole stream as a client gets it, and how many tokens each resumption went on behind. ``deaths``: after how many bytes."""
     transcript = transcript_for(path, body)
     assert transcript is not None
-    asked = DecodeRequest(with_ids(body), PROMPT)
+    asked = with_ids(DecodeRequest(body, PROMPT))
     leg, out, places, from_prompt = asked, b"", [], False
     for number, death in enumerate([*deaths, None, None]):
-        raw = b"".join(engine.events(leg.body, list(leg.token_ids or ()), f"engine-{number}"))[:death]
+        raw = b"".join(engine.events(leg.body | leg.added, list(leg.token_ids or ()), f"engine-{number}"))[:death]
         pieces = [raw[at : at + 100] for at in range(0, len(raw), 100)]
         try:
             for piece in pieces:
