@@ -15,7 +15,7 @@ from typing import Any
 from cachebus import zeromq
 from cachebus.codec import decode_reply, encode_request
 from cachebus.errors import ProtocolError
-from cachebus.messages import Reply, Request
+from cachebus.messages import Reply, Request, Stat, StatReply
 from cachebus.messages_routers import CLAIM_KEYS_MAX, Claim, Claimed, EndClaim, OtherLoads, TellLoads, WorkerLoad
 
 log = logging.getLogger("headstart.colleagues")
@@ -66,6 +66,11 @@ class Colleagues:
         sending = asyncio.ensure_future(self._send(EndClaim(self._name, number)))
         self._sending.add(sending)
         sending.add_done_callback(self._sending.discard)
+
+    async def statistics(self) -> Mapping[str, float] | None:
+        """The daemon's counters; None where it does not answer in time."""
+        reply = await self._ask(Stat())
+        return reply.values if isinstance(reply, StatReply) else None
 
     async def _tell(self) -> None:
         while True:

@@ -18,6 +18,7 @@ from cachebus.errors import BusError
 from cachebus.messages import Clear, Count
 from cachebus.security import is_loopback
 from router.access import authenticated
+from router.console import PAGE, Console
 from router.errors import ApiError
 from router.gateway import Gateway
 
@@ -45,6 +46,7 @@ class Admin:
 
     def __init__(self, gateway: Gateway, run_dir: Path) -> None:
         self._gateway, self._run_dir = gateway, run_dir
+        console = Console(gateway)
         self._open = is_loopback(gateway.settings.admin_host)
         self._routes = Router(
             [
@@ -52,6 +54,7 @@ class Admin:
                 Route("/metrics", self._metrics),
                 Route("/tenants", self._tenants),
                 Route("/tenants/{name}/cache", self._clear, methods=["DELETE"]),
+                *console.routes(),
             ],
             redirect_slashes=False,
         )
@@ -59,7 +62,7 @@ class Admin:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request. Errors are answered as everywhere."""
         try:
-            if not self._open:
+            if not self._open and scope["path"] not in PAGE:
                 check_admin(self._gateway, dict(scope["headers"]))
             await self._routes({**scope, "app": None}, receive, send)
         except ApiError as error:

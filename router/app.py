@@ -16,15 +16,17 @@ from starlette.routing import Route
 
 from router.access import Access
 from router.admin import Admin, ByPort, check_admin, metrics
+from router.console import Console
 from router.endpoint import GenerationEndpoint
 from router.errors import ApiError
 from router.gateway import Gateway
+from router.recent import Tracing
 from router.settings import RouterSettings
 
 
-def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "") -> Starlette:
+def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "", tracing: Tracing | None = None) -> Starlette:
     """The router as an ASGI application. Its start raises BusUnavailable where there is no bus."""
-    gateway = Gateway(settings, run_dir, tenants_file)
+    gateway = Gateway(settings, run_dir, tenants_file, tracing)
     started = int(time.time())
 
     @asynccontextmanager
@@ -62,6 +64,7 @@ def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "") ->
         Route("/health", health),
         Route("/ready", ready),
         Route("/metrics", its_metrics),
+        *Console(gateway).routes(lambda request: check_admin(gateway, dict(request.headers.raw))),
     ]
     app = Starlette(
         routes=routes,

@@ -24,6 +24,7 @@ from router.legs import EngineAnswer, LegBroken, LegFailed
 from router.policies import Chosen
 from router.reports import arrived
 from router.resume import next_leg, transcript_for, with_ids
+from router.timeline import first_token
 from router.transcript import Diverged, EngineFailed, Transcript
 from router.usage import EVENT_END, EventPatcher, is_engine_failure, patch_json
 
@@ -167,6 +168,7 @@ class Decoding:
             await _start(call, headers | {"content-type": answer.headers.get("content-type", "text/event-stream"), "cache-control": "no-cache"})
         elif call.transcript is not None:
             self._gateway.fleet.token(leg, time.monotonic())
+            first_token()
             how = "continued" if call.transcript.continues else "computed again"
             self._gateway.metrics.resumed.labels(how).inc()
             log.info("request %s: %s goes on after %d tokens, %s", call.request_id, leg.worker, call.tokens, how)
@@ -184,6 +186,7 @@ class Decoding:
         """The first token is there: the headers, and what is counted once a request."""
         gateway = self._gateway
         gateway.fleet.token(leg, time.monotonic())
+        first_token()
         gateway.fleet.health.succeeded(leg.worker, time.monotonic())
         if route.flight is not None:
             gateway.dispatcher.flights.end(route.flight, computed=True)
@@ -192,6 +195,7 @@ class Decoding:
             call.caller.meter.prompt_is(report.prompt_tokens)
         counted = route.prefill if route.through_prefill else report
         call.cached, call.status = self._count(counted, report), 200
+        gateway.recent.answered(leg.worker, route.prefill, report, counted)
         gateway.metrics.ttft.labels(route.name).observe(time.monotonic() - call.started)
         headers = call.headers | {
             "x-headstart-route": route.name,

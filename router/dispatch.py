@@ -23,6 +23,7 @@ from router.policies import Ask, make_policy
 from router.remembered import Guess
 from router.reports import Reports, arrived
 from router.settings import RouterSettings
+from router.timeline import WAIT, phase
 
 log = logging.getLogger("headstart.router")
 
@@ -112,7 +113,8 @@ class Dispatcher:
             if under_way is None or now >= deadline or not self.policy.waits(ask, ways[0], under_way[0].until, known + under_way[1], now):
                 break
             flight, count = under_way
-            await self.flights.wait(flight, keys, known + count, deadline - now)
+            with phase(WAIT):
+                await self.flights.wait(flight, keys, known + count, deadline - now)
             log.debug("request %s: waited %.3f s for %d chunks that another has computed", request_id, time.monotonic() - now, count)
             if flight.ended and not flight.computed:
                 # Its leader, if it is still there, was woken together with us: it goes on with its own decode worker, and we follow.
@@ -168,7 +170,8 @@ class Dispatcher:
             now, theirs = time.monotonic(), known + claimed.chunks
             if claimed.granted or now >= deadline or not self.policy.waits(ask, way, now + claimed.seconds, theirs, now):
                 return False
-            await self.flights.settled(ask.keys[:theirs], _ASK_AGAIN_SECONDS)
+            with phase(WAIT, "another router"):
+                await self.flights.settled(ask.keys[:theirs], _ASK_AGAIN_SECONDS)
             if self._watch.replica.known_prefix(ask.keys) >= theirs:
                 return True
 

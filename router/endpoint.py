@@ -25,6 +25,7 @@ from router.legs import EngineAnswer, LegBroken, LegFailed
 from router.policies import Ask
 from router.remembered import text_of
 from router.settings import RouterSettings
+from router.timeline import followed, phase
 
 log = logging.getLogger("headstart.router")
 
@@ -40,6 +41,7 @@ class GenerationEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request; a client that leaves cancels all that is done for it alone."""
         call = Call(self._path, send, caller_of(scope), explains=dict(scope["headers"]).get(EXPLAIN) == b"1")
+        timeline = self._gateway.recent.begin(call.request_id, self._path, call.caller.tenant, dict(scope["headers"]))
         metrics = self._gateway.metrics
         metrics.in_flight.inc()
         self._gateway.requests += 1
@@ -59,9 +61,11 @@ class GenerationEndpoint:
             self._gateway.requests -= 1
             metrics.in_flight.dec()
             metrics.requests.labels(call.route, str(call.status)).inc()
+            self._gateway.recent.end(timeline, call.status, call.route)
 
     async def _serve(self, call: Call, scope: Scope, receive: Receive) -> None:
-        raw = await _read_body(receive, dict(scope["headers"]), self._gateway.settings)
+        with phase("receive"):
+            raw = await _read_body(receive, dict(scope["headers"]), self._gateway.settings)
         work = asyncio.create_task(self._work(call, raw))
         gone = asyncio.create_task(_disconnected(receive))
         try:
@@ -105,6 +109,8 @@ class GenerationEndpoint:
         if splittable and token_ids is not None:
             route = await dispatcher.prepare(worker, token_ids, call.request_id, call.caller.terms)
         call.route = route.name
+        if (timeline := followed()) is not None:
+            timeline.prepared(route.ask.model, len(token_ids or ()), route.ways)
         try:
             self._gateway.check_prefill(route)
             await self._decoding.run(call, DecodeRequest(body, token_ids if splittable and given is None else None, raw), route)

@@ -18,7 +18,12 @@ def explanation(ways: Sequence[Way]) -> str:
 
     A policy that goes by rule knows no seconds; no ways: the prompt was not looked up.
     """
-    return msgspec.json.encode([_told(way) for way in ways[:_WAYS_MAX]]).decode()
+    return msgspec.json.encode(told(ways)).decode()
+
+
+def told(ways: Sequence[Way]) -> list[dict[str, object]]:
+    """The same before it is JSON."""
+    return [_told(way) for way in ways[:_WAYS_MAX]]
 
 
 def _told(way: Way) -> dict[str, object]:

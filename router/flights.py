@@ -37,6 +37,11 @@ class Flight:
         """One more waits for it."""
         self._interested += 1
 
+    @property
+    def interested(self) -> int:
+        """How many wait for it."""
+        return self._interested
+
     def leave(self) -> None:
         """One less does; the last one takes the computation along."""
         self._interested -= 1
@@ -50,12 +55,14 @@ class Flights:
     def __init__(self, known: Known, ended: Callable[[Flight], None] = lambda flight: None) -> None:
         self._known, self._ended = known, ended
         self._by_key: dict[bytes, Flight] = {}
+        self.under_way: set[Flight] = set()
         self._changed = asyncio.Event()
 
     def start(self, keys: Sequence[bytes], computation: Coroutine[Any, Any, Any] | None, until: float, claim: int) -> Flight:
         """Begins a flight over ``keys``; the caller has joined it."""
         flight = Flight(keys, until, claim)
         flight.join()
+        self.under_way.add(flight)
         for key in keys:
             self._by_key.setdefault(key, flight)
         if computation is not None:
@@ -69,6 +76,7 @@ class Flights:
         if flight.ended:
             return
         flight.ended, flight.computed = True, computed
+        self.under_way.discard(flight)
         for key in flight.keys:
             if self._by_key.get(key) is flight:
                 del self._by_key[key]

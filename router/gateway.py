@@ -24,6 +24,7 @@ from router.limits import Limiter
 from router.metrics import RouterMetrics
 from router.policies import Ask, Chosen
 from router.probes import Probes
+from router.recent import Recent, Tracing
 from router.remembered import Remembered
 from router.retries import RetryBudget
 from router.settings import RouterSettings
@@ -35,12 +36,13 @@ _RETRY_SECONDS = 1
 class Gateway:
     """Made once a router; ``start`` before the first request, ``close`` after the last."""
 
-    def __init__(self, settings: RouterSettings, run_dir: Path, tenants_file: str = "") -> None:
+    def __init__(self, settings: RouterSettings, run_dir: Path, tenants_file: str = "", tracing: Tracing | None = None) -> None:
         self.settings = settings
         self._run_dir, self._tenants_file = run_dir, tenants_file
         self.tenants: TenantsFile | None = None
         self.limiter = Limiter()
         self.metrics = RouterMetrics()
+        self.recent = Recent(tracing)
         self.fleet = Fleet()
         self.lengths = Lengths()
         self.remembered = Remembered()
@@ -78,6 +80,8 @@ class Gateway:
         await self.watch.close()
         await self.probes.close()
         await self.legs.close()
+        if self.recent.tracing is not None:
+            await self.recent.tracing.close()
 
     def _registered(self) -> Collection[Worker]:
         """The workers of now: a snapshot brings a table of its own."""

@@ -16,6 +16,7 @@ from cachebus.messages import Worker
 from router.callers import Terms
 from router.fields import COMPLETIONS, prefill_body
 from router.health import Health
+from router.timeline import Phase, phase
 from router.transcript import EngineFailed
 
 _JSON = {"content-type": "application/json"}
@@ -75,22 +76,23 @@ class Legs:
         return len(limits)
 
     @asynccontextmanager
-    async def _at(self, worker: Worker) -> AsyncIterator[None]:
+    async def _at(self, worker: Worker, name: str) -> AsyncIterator[Phase]:
         """A leg there, which can be let go. What becomes of it is noted."""
         limits = self._limits.setdefault(worker.worker, set())
-        try:
-            async with asyncio.timeout(None) as limit:
-                limits.add(limit)
-                try:
-                    yield
-                finally:
-                    limits.discard(limit)
-                    if not limits and self._limits.get(worker.worker) is limits:
-                        del self._limits[worker.worker]
-        except (LegFailed, EngineFailed, *LegBroken):
-            self.health.failed(worker.worker, time.monotonic())
-            raise
-        self.health.succeeded(worker.worker, time.monotonic())
+        with phase(name, worker.worker) as now:
+            try:
+                async with asyncio.timeout(None) as limit:
+                    limits.add(limit)
+                    try:
+                        yield now
+                    finally:
+                        limits.discard(limit)
+                        if not limits and self._limits.get(worker.worker) is limits:
+                            del self._limits[worker.worker]
+            except (LegFailed, EngineFailed, *LegBroken):
+                self.health.failed(worker.worker, time.monotonic())
+                raise
+            self.health.succeeded(worker.worker, time.monotonic())
 
     async def render(self, worker: Worker, path: str, body: dict[str, Any]) -> list[int] | None:
         """The prompt's token ids as the engine itself renders them; None where they alone don't make the prompt (images, say).
@@ -98,7 +100,12 @@ class Legs:
         Raises EngineAnswer where the engine refuses the request, and LegFailed or LegBroken where the worker fails.
         """
         request = msgspec.json.encode({**body, "stream": False, "stream_options": None})
-        async with self._at(worker), asyncio.timeout(RENDER_SECONDS_MAX), self._post(f"{worker.url}{path}/render", data=request) as answer:
+        address = f"{worker.url}{path}/render"
+        async with (
+            self._at(worker, "render") as now,
+            asyncio.timeout(RENDER_SECONDS_MAX),
+            self._post(address, data=request, headers=now.headers) as answer,
+        ):
             raw = await answer.read()
             if 400 <= answer.status < 500:
                 raise EngineAnswer(answer.status, raw)
@@ -114,9 +121,13 @@ class Legs:
     async def prefill(self, worker: Worker, token_ids: Sequence[int], transfer_id: str, request_id: str, terms: Terms) -> None:
         """Has a prompt computed and published. Raises LegFailed or LegBroken."""
         data = prefill_body(worker.model, token_ids, transfer_id, terms)
-        headers = {"x-request-id": f"{request_id}-prefill"}
+        its = {"x-request-id": f"{request_id}-prefill"}
         address = f"{worker.url}{COMPLETIONS}"
-        async with self._at(worker), asyncio.timeout(PREFILL_SECONDS_MAX), self._post(address, data=data, headers=headers) as answer:
+        async with (
+            self._at(worker, "prefill") as now,
+            asyncio.timeout(PREFILL_SECONDS_MAX),
+            self._post(address, data=data, headers={**its, **now.headers}) as answer,
+        ):
             await answer.read()
             if answer.status != 200:
                 raise LegFailed(f"{worker.worker} answered {answer.status} to a prefill")
@@ -132,8 +143,8 @@ class Legs:
     @asynccontextmanager
     async def decode(self, worker: Worker, path: str, data: bytes, request_id: str) -> AsyncIterator[aiohttp.ClientResponse]:
         """The engine's answer, open. Raises EngineAnswer, LegFailed or LegBroken."""
-        headers = {"x-request-id": request_id}
-        async with self._at(worker), self._post(f"{worker.url}{path}", data=data, headers=headers) as answer:
+        its = {"x-request-id": request_id}
+        async with self._at(worker, "decode") as now, self._post(f"{worker.url}{path}", data=data, headers={**its, **now.headers}) as answer:
             if 400 <= answer.status < 500:
                 raise EngineAnswer(answer.status, await answer.content.read(_ANSWER_BYTES_MAX))
             if answer.status != 200:

@@ -20,6 +20,7 @@ from cachebus.watch import Watch
 from router.app import make_app
 from router.connections import protocol
 from router.gateway import BUS_SECONDS_MAX
+from router.recent import Tracing
 from router.settings import RouterSettings
 
 log = logging.getLogger("headstart.router")
@@ -40,7 +41,7 @@ def serve(settings: RouterSettings, run_dir: Path, tenants_file: str = "") -> in
             read_tenants(Path(tenants_file))
         asyncio.run(_reach_bus(run_dir))
         config = uvicorn.Config(
-            make_app(settings, run_dir, tenants_file),
+            make_app(settings, run_dir, tenants_file, _tracing(settings)),
             log_config=None,
             http=protocol(settings),
             ws="none",
@@ -60,6 +61,17 @@ def serve(settings: RouterSettings, run_dir: Path, tenants_file: str = "") -> in
             listener.close()
     log.info("router stopped")
     return 0
+
+
+def _tracing(settings: RouterSettings) -> Tracing | None:
+    """Who makes spans; only then OpenTelemetry is imported. Raises HeadstartError where it is not installed."""
+    if not settings.otlp_endpoint:
+        return None
+    try:
+        from router.tracing import OtlpTracing
+    except ImportError as error:
+        raise HeadstartError(f"router.otlp_endpoint: {error}; install headstart with its extra `otel`") from error
+    return OtlpTracing(settings.otlp_endpoint)
 
 
 @contextmanager

@@ -61,6 +61,8 @@ class RouterSettings(Section, frozen=True):
     """How often each worker's /health is called; one that fails three times and sends nothing gets nothing until it answers. 0: never"""
     connect_seconds_max: int = 5
     """Longest wait for a worker to accept a connection"""
+    otlp_endpoint: str = ""
+    """Base URL of an OpenTelemetry collector that takes OTLP over HTTP, such as http://127.0.0.1:4318; empty: no traces. Needs the extra `otel`"""
     drain_seconds_max: int = 30
     """Longest wait for running answers when the router is asked to end"""
 
@@ -68,6 +70,8 @@ class RouterSettings(Section, frozen=True):
         found = negative(self, "report_ms_max", "health_ms", "single_flight_seconds_max", "drain_seconds_max", "prompt_tokens_max")
         found += negative(self, "queue_max", "queue_seconds_max", "decode_tokens_max")
         found += ports(self, "port", "admin_port")
+        if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
+            found.append(("otlp_endpoint", f"{self.otlp_endpoint!r} is no address; give http://HOST:PORT or https://HOST:PORT"))
         if self.admin_port and self.admin_port == self.port:
             found.append(("admin_port", f"{self.admin_port} is router.port, too: give another"))
         for key in _AT_LEAST_ONE:

@@ -34,9 +34,9 @@ else
 fi
 say "installing Headstart and its developer tools"
 pip install --editable ".[dev]"
-# Only the tests need these: a shared tier, and a second node behind a network that can be cut. They fail without them.
+# Only the tests need these: a shared tier, a second node behind a network that can be cut, and a browser. They fail without them.
 missing=()
-for pair in redis-server:redis-server ip:iproute2 nft:nftables; do
+for pair in redis-server:redis-server ip:iproute2 nft:nftables chromium:chromium; do
   command -v "${pair%%:*}" >/dev/null || [ -x "/usr/sbin/${pair%%:*}" ] || missing+=("${pair#*:}")
 done
 if [ ${#missing[@]} -gt 0 ]; then

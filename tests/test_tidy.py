@@ -23,6 +23,7 @@ IMPORTED_ONLY_BY = {
     "torch": ("cachebus/engine/",),
     "starlette": ("router/",),
     "uvicorn": ("router/",),
+    "opentelemetry": ("router/tracing.py",),
     "aiohttp": ("router/", "deploy/sim/", "deploy/bench/replay.py", "deploy/bench/router.py"),
     "transformers": ("deploy/",),
     "tokenizers": ("deploy/",),
@@ -41,8 +42,8 @@ PRINTS = (
     "deploy/demo/",
     "deploy/bench/",
 )
-IMPORTS_IN_FUNCTIONS = ("deploy/cli.py", "cachebus/engine/namespace.py", "cachebus/engine/blocks.py")
-"""Composition roots, and what only an engine has."""
+IMPORTS_IN_FUNCTIONS = ("deploy/cli.py", "router/serve.py", "cachebus/engine/namespace.py", "cachebus/engine/blocks.py")
+"""Composition roots, what only an engine has, and what only an extra brings."""
 SWALLOWS_EVERYTHING: tuple[str, ...] = ()
 """Files that may catch everything without raising again: a supervisor's last resort."""
 
