@@ -90,7 +90,7 @@ def figures(gateway: Gateway, statistics: Mapping[str, float] | None, now: float
         "ready": gateway.ready,
         "policy": gateway.settings.policy,
         "routers": gateway.colleagues.count,
-        "requests": {"under_way": len(gateway.recent.under_way), "max": gateway.settings.requests_max},
+        "requests": {"under_way": len(gateway.recent.under_way), "waiting": gateway.door.waiting, "max": gateway.settings.requests_max},
         "workers": _workers(gateway, now),
         "tiers": None if statistics is None else _tiers(statistics),
         "hits": _hits(steps),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from router.admission import Admission, Full, Ticket
 from router.errors import ApiError
+from router.timeline import phase
 
 PRIORITY_HEADER, DEADLINE_HEADER = "x-headstart-priority", "x-headstart-deadline-ms"
 PRIORITY_MAX = 100
@@ -48,6 +49,11 @@ class Door:
         """Requests under way."""
         return self._admission.running
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place."""
+        return len(self._waiting)
+
     def check(self, urgency: Urgency, requests: int) -> None:
         """Raises ApiError (503) where there is no room whatever the request is; ``requests``: how many are here, read or not."""
         if requests > self._requests_max:
@@ -70,7 +76,8 @@ class Door:
         try:
             if ticket.began is None:
                 self._waiting[ticket] = asyncio.get_running_loop().create_future()
-                await self._waiting[ticket]
+                with phase("queue"):
+                    await self._waiting[ticket]
             yield
             well = True
         finally:

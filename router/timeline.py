@@ -38,7 +38,7 @@ class Trace:
 
 @dataclass(eq=False)
 class Phase:
-    """A piece of a request's time, in seconds of the monotonic clock: ``receive``, ``render``, ``wait``, ``prefill`` or ``decode``.
+    """A piece of a request's time, in seconds of the monotonic clock: ``receive``, ``queue``, ``render``, ``wait``, ``prefill`` or ``decode``.
 
     ``cached``: the tokens that its worker did not compute, by source; ``failed``: the kind of error that ended it; ``headers``: for its worker.
     """

@@ -81,7 +81,7 @@ function tiles(data) {
   say("hit-rate", hits.prompt_tokens ? percent(sum(hits.cached) / hits.prompt_tokens) : "–");
   say("hit-note", hits.prompt_tokens ? `of ${many(hits.prompt_tokens, "prompt token")}` : "no prompt in the last minutes");
   say("under-way", count(requests.under_way));
-  say("under-way-note", `of ${count(requests.max)} that it takes at once`);
+  say("under-way-note", `${requests.waiting ? `${count(requests.waiting)} of them queue, ` : ""}${count(requests.max)} at most`);
 }
 
 function chart(ttft) {
@@ -196,7 +196,7 @@ function last(rows) {
 
 // One request's path.
 
-const WORDS = { router: "in the router", receive: "receive the body", render: "render the prompt", wait: "wait for another's computing", prefill: "prefill", decode: "decode to first token", stream: "stream" };
+const WORDS = { router: "in the router", receive: "receive the body", queue: "wait for a place", render: "render the prompt", wait: "wait for another's computing", prefill: "prefill", decode: "decode to first token", stream: "stream" };
 
 function bars(request) {
   const found = [];
