@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,26 @@ def test_what_is_under_way_is_shown_and_who_waits_for_whom(make_engine: MakeEngi
     assert (found["requests"]["under_way"], found["flights"]["count"]) == (0, 0)
     names = [[p["name"] for p in figures(router, row["id"])["request"]["phases"]] for row in found["last"]]
     assert sorted(names) == [["receive", "render", "prefill", "decode"], ["receive", "render", "wait", "decode"]]
+
+
+def test_who_queues_before_the_router_is_seen(bus: Bus, make_engine: MakeEngine) -> None:
+    decode = make_engine("d", "decode")
+    router = RouterUnderTest(bus, worker_requests_max=1, queue_max=2)
+    try:
+        router.knows(1)
+        decode.hold.clear()
+        with ThreadPoolExecutor(2) as pool:
+            for _ in range(2):
+                pool.submit(router.post, {"model": "m", "prompt": "y"})
+            wait_for(lambda: figures(router)["requests"]["waiting"] == 1)
+            assert figures(router)["requests"]["under_way"] == 2
+            decode.hold.set()
+        found = over(router)
+        assert found["requests"]["waiting"] == 0
+        names = [[p["name"] for p in figures(router, row["id"])["request"]["phases"]] for row in found["last"]]
+        assert sorted(names) == [["receive", "decode"], ["receive", "queue", "decode"]]
+    finally:
+        router.stop()
 
 
 def test_failures_and_refusals_are_among_the_last_requests(make_engine: MakeEngine, router: RouterUnderTest) -> None:
