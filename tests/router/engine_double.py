@@ -131,4 +131,5 @@ def _ids(body: dict[str, Any]) -> list[int]:
     prompt = body.get("prompt")
     if given:
         return list(given)
-    return list(prompt) if isinstance(prompt, list) else [0] * len(prompt or "")
+    text = prompt or "".join(message["content"] for message in body.get("messages") or [])
+    return list(prompt) if isinstance(prompt, list) else [0] * len(text)
