@@ -118,7 +118,7 @@ def test_what_is_not_what_was_written_fails_unless_nobody_looks(tmp_path: Path, 
 
 
 def test_a_refused_write_is_no_measurement(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Remote, "put", lambda *_: False)
+    monkeypatch.setattr(Remote, "put_all", lambda _, chunks: [False] * len(chunks))
     with tier_lanes.subjects(SMALL, tmp_path / "disk", redis_url) as subjects, pytest.raises(HeadstartError, match="write on redis failed"):
         named(subjects, "headstart", "redis").measure()
 
