@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := cachebus decode deploy prefill router
 
-.PHONY: setup lint check test demo
+.PHONY: setup lint check test demo locks
 
 setup:
 	@PYTHON=$(PYTHON) scripts/setup.sh $(VENV)
@@ -22,3 +22,7 @@ test: lint check
 
 demo: setup
 	@$(BIN)/headstart demo $(ARGS)
+
+# The images' packages. ARGS=--upgrade takes the newest of all.
+locks: setup
+	scripts/lock.sh $(VENV) $(ARGS)

@@ -27,12 +27,12 @@ class BusMetrics(Collector):
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
-    def serve(self, port: int) -> None:
-        """Answers scrapes on 127.0.0.1:port from a thread of its own. Raises BusError where the port is taken."""
+    def serve(self, host: str, port: int) -> None:
+        """Answers scrapes on host:port from a thread of its own. Raises BusError where it can't listen there."""
         try:
-            start_http_server(port, addr="127.0.0.1", registry=self._registry)
+            start_http_server(port, addr=host, registry=self._registry)
         except OSError as error:
-            raise BusError(f"cache.metrics_port: can't listen on 127.0.0.1:{port}: {error.strerror}") from error
+            raise BusError(f"cache.metrics_port: can't listen on {host}:{port}: {error.strerror}") from error
 
     def collect(self) -> Iterator[Metric]:
         """One family a name."""

@@ -32,6 +32,23 @@ def check_free(setting: str, host: str, port: int) -> None:
         raise HeadstartError(f"{setting}: can't listen on {host}:{port}: {error.strerror}; choose another port, or 0 for a free one") from error
 
 
+def told_host(host: str) -> str:
+    """The address that others are told of a server that listens on ``host``: where that is every address, the one of this machine's own name.
+
+    A container has its own address under its own name, so workers that are scaled or started again need no setting.
+    Raises HeadstartError where the name has none.
+    """
+    if host not in ("0.0.0.0", "::"):
+        return host
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    name = socket.gethostname()
+    try:
+        address = str(socket.getaddrinfo(name, None, family, socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise HeadstartError(f"listening on {host}, but this machine's name {name} has no address to tell others: give one instead") from error
+    return f"[{address}]" if family == socket.AF_INET6 else address
+
+
 def _bind(host: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

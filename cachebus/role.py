@@ -43,7 +43,7 @@ def run(cache: CacheSettings, security: SecuritySettings) -> int:
         signal.signal(number, stop)
     daemon = Daemon(run_dir, region, _digest_key(cache, security, run_dir), metrics, cache, security, ending)
     if cache.metrics_port:
-        metrics.serve(cache.metrics_port)
+        metrics.serve(cache.metrics_host, cache.metrics_port)
     log.info("cachebus ready at %s: region %s, %.2f GB", run_dir, path, size / 1e9)
     if cache.node_port:
         log.info("other nodes reach it at %s:%d, %s", cache.node_host, cache.node_port, "with keys" if security.keys_dir else "without keys")

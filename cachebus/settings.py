@@ -106,8 +106,10 @@ class CacheSettings(Section, frozen=True):
     """Let engines tell what their HBM holds, so that prompts go there; costs an engine with blocks of 16 tokens up to 0.4 ms per 1,000 new tokens"""
     pull_tokens_min: int = 64
     """A prefix that saves fewer tokens than this is computed, not pulled"""
+    metrics_host: str = "127.0.0.1"
+    """Address of the cachebus's own /metrics, which tell sizes and counts and ask for no key"""
     metrics_port: int = 0
-    """Port of the cachebus's own /metrics; 0: none"""
+    """Its port; 0: none"""
 
     def problems(self) -> list[Problem]:
         found = negative(self, "lookup_ms_max", "pull_tokens_min", "remote_ttl_seconds", "chunk_ttl_seconds", "write_behind_gb_max")
@@ -190,7 +192,7 @@ class WorkerSettings(Section, frozen=True):
     count: int = 1
     """How many of them `headstart up` starts"""
     host: str = "127.0.0.1"
-    """Address that a worker's HTTP server binds"""
+    """Address that a worker's HTTP server binds; 0.0.0.0: every one, and routers are told that of the machine's own name"""
     port: int = 0
     """Its port; 0: a free one"""
     metrics_port: int = 0

@@ -41,7 +41,7 @@ from cachebus.errors import BusError, HeadstartError
 from cachebus.holder import Holder
 from cachebus.keeper import Keeper
 from cachebus.messages import Drain, Leave, RegisterWorker, Request
-from cachebus.ports import check_free, free_port
+from cachebus.ports import check_free, free_port, told_host
 from cachebus.zeromq_engine import EngineEndpoints, EngineEvents
 
 EXIT_DRAINED, EXIT_ENGINE_DIED, EXIT_ENGINE_NOT_STARTED = 0, 3, 4
@@ -103,7 +103,7 @@ class WorkerProcess:
         self._up = _serve_metrics(spec)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked_to_end)
-        url = f"http://{spec.pool.host}:{port}"
+        url = f"http://{told_host(spec.pool.host)}:{port}"
         command = engine_command(spec, port, version, self._endpoints)
         environment = engine_environment(spec.pool, os.environ)
         engine = process_tree.start(command, environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -15,7 +15,7 @@ from cachebus.errors import BusError
 from cachebus.holder import Holder
 from cachebus.keeper import Keeper
 from cachebus.messages import Drain, Leave, RegisterWorker, Request
-from cachebus.ports import check_free, free_port
+from cachebus.ports import check_free, free_port, told_host
 from cachebus.region import Region
 from deploy.sim.api import Api, Tokens
 from deploy.sim.engine import EngineSpec, SimulatedEngine
@@ -68,7 +68,7 @@ class SimulatedWorker:
             worker=spec.worker,
             role=spec.role,
             holder=self._holder.id,
-            url=f"http://{place.host}:{port}",
+            url=f"http://{told_host(place.host)}:{port}",
             model=spec.profile.model,
             max_model_len=spec.profile.max_model_len,
             takes_prompt_token_ids=True,

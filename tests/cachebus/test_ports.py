@@ -7,7 +7,7 @@ import pytest
 
 from cachebus import ports
 from cachebus.errors import HeadstartError
-from cachebus.ports import check_free, free_port
+from cachebus.ports import check_free, free_port, told_host
 
 HOST = "127.0.0.1"
 
@@ -34,3 +34,14 @@ def test_the_refusal_names_the_setting() -> None:
         with pytest.raises(HeadstartError, match=rf"decode\.port: can't listen on {HOST}:{port}: Address already in use; choose another port"):
             check_free("decode.port", HOST, port)
     check_free("decode.port", HOST, port)
+
+
+def test_who_listens_everywhere_tells_the_address_of_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told_host("10.0.0.7") == "10.0.0.7"
+    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
+    assert told_host("0.0.0.0") == "127.0.0.1"
+    monkeypatch.setattr(socket, "gethostname", lambda: "no-such-name.invalid")
+    with pytest.raises(HeadstartError, match=r"this machine's name no-such-name\.invalid has no address"):
+        told_host("0.0.0.0")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fd00::7", 0, 0, 0))])
+    assert told_host("::") == "[fd00::7]"
