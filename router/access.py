@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 
@@ -13,13 +12,10 @@ from router.callers import Caller, put, terms_of
 from router.door import PRIORITY_HEADER, urgency_of
 from router.errors import ApiError
 from router.limits import Limiter, Meter
-from router.usage import EVENT_END
+from router.usage import EVENT_END, counted
 
 OPEN_PATHS = ("/health", "/ready")
 _BEARER = b"bearer "
-_USAGE = b'"usage":{'
-_PROMPT = re.compile(rb'"prompt_tokens":(\d{1,12})')
-_COMPLETION = re.compile(rb'"completion_tokens":(\d{1,12})')
 
 
 class Access:
@@ -37,7 +33,7 @@ class Access:
             caller, limited = self._caller(scope)
         except ApiError as error:
             extra = {"www-authenticate": "Bearer"} if error.status == 401 else {}
-            await error.response(extra)(scope, receive, send)
+            await error.response(extra, scope["path"])(scope, receive, send)
             return
         put(scope, caller)
         await self._app(scope, receive, _metered(send, caller.meter) if limited else send)
@@ -84,17 +80,17 @@ def _metered(send: Send, meter: Meter) -> Send:
     """Counts an answer's tokens as they leave: an event of a stream for one, until its usage says it exactly."""
     exact = False
 
-    async def counted(message: Message) -> None:
+    async def counting(message: Message) -> None:
         nonlocal exact
         body = message.get("body", b"")
-        if _USAGE in body:
-            if found := _PROMPT.findall(body):
-                meter.prompt_is(int(found[-1]))
-            if found := _COMPLETION.findall(body):
+        if used := counted(body):
+            meter.prompt_is(used[0])
+            # Streams of some APIs tell of the prompt before there is an answer.
+            if used[1]:
                 exact = True
-                meter.generated_is(int(found[-1]))
+                meter.generated_is(used[1])
         elif message.get("more_body") and not exact:
             meter.generated_is(meter.generated + body.count(EVENT_END))
         await send(message)
 
-    return counted
+    return counting

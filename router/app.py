@@ -16,6 +16,8 @@ from starlette.routing import Route
 
 from router.access import Access
 from router.admin import Admin, ByPort, check_admin, metrics
+from router.apis import ASKING, GENERATING
+from router.asking import AskingEndpoint
 from router.console import Console
 from router.endpoint import GenerationEndpoint
 from router.errors import ApiError
@@ -59,7 +61,8 @@ def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "", tr
         return metrics(gateway)
 
     routes = [
-        *(Route(path, GenerationEndpoint(gateway, path), methods=["POST"]) for path in ("/v1/chat/completions", "/v1/completions")),
+        *(Route(path, GenerationEndpoint(gateway, path), methods=["POST"]) for path in GENERATING),
+        *(Route(path, AskingEndpoint(gateway, path), methods=["POST"]) for path in ASKING),
         Route("/v1/models", models),
         Route("/health", health),
         Route("/ready", ready),
@@ -70,23 +73,23 @@ def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "", tr
         routes=routes,
         middleware=[Middleware(ByPort, Admin(gateway, run_dir), settings.admin_port), Middleware(Access, lambda: gateway.tenants, gateway.limiter)],
         lifespan=lifespan,
-        exception_handlers={HTTPException: _as_openai, ApiError: _refused, Exception: _unexpected},
+        exception_handlers={HTTPException: _http_error, ApiError: _refused, Exception: _unexpected},
     )
     app.state.gateway = gateway
     return app
 
 
-async def _as_openai(_request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    return ApiError(error.status_code, error.detail, code=code).response(dict(error.headers or {}))
+    return ApiError(error.status_code, error.detail, code=code).response(dict(error.headers or {}), request.url.path)
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error.response({})
+    return error.response({}, request.url.path)
 
 
-async def _unexpected(_request: Request, _error: Exception) -> Response:
+async def _unexpected(request: Request, _error: Exception) -> Response:
     """A fault of the router's own: Starlette raises it again after this answer, so the log has it in full."""
-    return ApiError(500, "the router failed; its log says why", code="internal_error").response({})
+    return ApiError(500, "the router failed; its log says why", code="internal_error").response({}, request.url.path)

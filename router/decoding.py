@@ -12,12 +12,13 @@ import aiohttp
 from starlette.types import Send
 
 from cachebus.messages import Report
+from router.apis import COMPLETIONS, is_anthropic
 from router.callers import Caller
 from router.dispatch import Route
 from router.door import Urgency
 from router.errors import ApiError
 from router.explain import explanation
-from router.fields import COMPLETIONS, DecodeRequest, decode_body
+from router.fields import DecodeRequest, decode_body
 from router.fleet import Leg
 from router.gateway import Gateway
 from router.legs import EngineAnswer, LegBroken, LegFailed
@@ -58,18 +59,31 @@ class Call:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers that every answer carries."""
-        return {"x-request-id": self.request_id}
+        """The headers that every answer carries; each API's clients look for the id under their own name."""
+        return {"x-request-id": self.request_id} | ({"request-id": self.request_id} if is_anthropic(self.path) else {})
 
     @property
     def tokens(self) -> int:
         """Tokens that the client has, as far as they are counted."""
         return 0 if self.transcript is None else len(self.transcript.ids)
 
+    async def begin(self, headers: dict[str, str]) -> None:
+        """Sends the head of an answer that is no refusal."""
+        self.sent, self.status = True, 200
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": 200, "headers": raw})
+
     async def pass_on(self, data: bytes, *, more: bool = True) -> None:
         """Sends a piece of the body."""
         if data or not more:
             await self.send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def out_of_time(self) -> None:
+        """The deadline has passed. Raises ApiError (504) where nothing was sent yet."""
+        error = ApiError(504, "the answer was not ready by its deadline", code="deadline_exceeded")
+        if not self.sent:
+            raise error
+        await self.pass_on(error.event(self.path), more=False)
 
 
 class Decoding:
@@ -158,14 +172,14 @@ class Decoding:
             raise LegFailed(f"{leg.worker} answered a stream with something else")
         headers = await self._begun(call, leg, route, expected)
         whole = patch_json(raw, call.cached)
-        await _start(call, headers | {"content-type": "application/json", "content-length": str(len(whole))})
+        await call.begin(headers | {"content-type": "application/json", "content-length": str(len(whole))})
         await call.pass_on(whole, more=False)
 
     async def _stream(self, call: Call, leg: Leg, route: Route, answer: aiohttp.ClientResponse, expected: asyncio.Future[Report]) -> None:
         piece = await _first_event(leg.worker, answer)
         if not call.sent:
             headers = await self._begun(call, leg, route, expected)
-            await _start(call, headers | {"content-type": answer.headers.get("content-type", "text/event-stream"), "cache-control": "no-cache"})
+            await call.begin(headers | {"content-type": answer.headers.get("content-type", "text/event-stream"), "cache-control": "no-cache"})
         elif call.transcript is not None:
             self._gateway.fleet.token(leg, time.monotonic())
             first_token()
@@ -194,7 +208,7 @@ class Decoding:
         if report is not None:
             call.caller.meter.prompt_is(report.prompt_tokens)
         counted = route.prefill if route.through_prefill else report
-        call.cached, call.status = self._count(counted, report), 200
+        call.cached = self._count(counted, report)
         gateway.recent.answered(leg.worker, route.prefill, report, counted)
         gateway.metrics.ttft.labels(route.name).observe(time.monotonic() - call.started)
         headers = call.headers | {
@@ -217,18 +231,11 @@ class Decoding:
             metrics.cached_tokens.labels(tier).inc(tokens)
         return counted.hbm_tokens + counted.pulled_tokens
 
-    async def out_of_time(self, call: Call) -> None:
-        """The deadline has passed. Raises ApiError (504) where nothing was sent yet."""
-        error = ApiError(504, "the answer was not ready by its deadline", code="deadline_exceeded")
-        if not call.sent:
-            raise error
-        await call.pass_on(b"data: " + error.body() + b"\n\n", more=False)
-
     async def _break_off(self, call: Call) -> None:
         """Ends a stream whose worker died: an error event and no [DONE], so that no client takes it for the whole answer."""
         self._gateway.metrics.resumed.labels("broken off").inc()
         error = ApiError(502, "the worker that generated this answer died; the answer is incomplete", code="worker_died")
-        await call.pass_on(b"data: " + error.body() + b"\n\n", more=False)
+        await call.pass_on(error.event(self._path), more=False)
 
 
 async def _first_event(worker: str, answer: aiohttp.ClientResponse) -> bytes:
@@ -247,12 +254,6 @@ async def _first_event(worker: str, answer: aiohttp.ClientResponse) -> bytes:
     if is_engine_failure(first):
         raise LegFailed(f"{worker} failed as it began to answer")
     return first
-
-
-async def _start(call: Call, headers: dict[str, str]) -> None:
-    call.sent = True
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await call.send({"type": "http.response.start", "status": 200, "headers": raw})
 
 
 def _sources(report: Report | None) -> str:

@@ -1,25 +1,27 @@
-"""One OpenAI endpoint as an ASGI application: a request's way from its body to its last byte."""
+"""An endpoint as an ASGI application: a request's way from its body to its last byte."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cachebus.messages import Worker
+from router.apis import MESSAGES
 from router.callers import Terms, caller_of
 from router.caps import check_body, check_prompt
 from router.decoding import RETRY_SECONDS, Call, Decoding
 from router.dispatch import Route
 from router.door import urgency_of
-from router.errors import ApiError
+from router.errors import ApiError, refusal
 from router.explain import EXPLAIN
-from router.fields import DecodeRequest, is_splittable, parse_body, plain_prompt
+from router.fields import DecodeRequest, is_cacheable, parse_body, plain_prompt
 from router.gateway import Gateway
 from router.legs import EngineAnswer, LegBroken, LegFailed
 from router.policies import Ask
@@ -28,15 +30,18 @@ from router.settings import RouterSettings
 from router.timeline import followed, phase
 
 log = logging.getLogger("headstart.router")
+Found = TypeVar("Found")
 
 
-class GenerationEndpoint:
-    """``/v1/chat/completions`` or ``/v1/completions``."""
+class Endpoint(ABC):
+    """What all endpoints that read a body have in common."""
 
     def __init__(self, gateway: Gateway, path: str) -> None:
-        self._gateway = gateway
-        self._path = path
-        self._decoding = Decoding(gateway, path)
+        self._gateway, self._path = gateway, path
+
+    @abstractmethod
+    async def _work(self, call: Call, raw: bytes) -> None:
+        """Answers. Raises ApiError or EngineAnswer where nothing was sent yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request; a client that leaves cancels all that is done for it alone."""
@@ -51,9 +56,10 @@ class GenerationEndpoint:
             self._gateway.door.check(call.urgency, self._gateway.requests)
             await self._serve(call, scope, receive)
         except ApiError as error:
-            await self._answer(call, scope, receive, error.response(call.headers))
+            await self._answer(call, scope, receive, error.response(call.headers, self._path))
         except EngineAnswer as answer:
-            await self._answer(call, scope, receive, Response(answer.body, answer.status, call.headers, "application/json"))
+            body = refusal(answer.status, answer.body, self._path)
+            await self._answer(call, scope, receive, Response(body, answer.status, call.headers, "application/json"))
         except asyncio.CancelledError:
             call.status = 499
             raise
@@ -76,7 +82,7 @@ class GenerationEndpoint:
             elif not done:
                 work.cancel()
                 await asyncio.gather(work, return_exceptions=True)
-                await self._decoding.out_of_time(call)
+                await call.out_of_time()
             else:
                 call.status = 499
                 log.info("request %s: its client left", call.request_id)
@@ -84,6 +90,32 @@ class GenerationEndpoint:
             for task in (work, gone):
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _anywhere(self, worker: Worker, ask: Callable[[Worker], Awaitable[Found]]) -> tuple[Worker, Found]:
+        """What a decode worker says, ``worker`` or another one of its model where that one fails, and which it was."""
+        gateway = self._gateway
+        tried: set[str] = set()
+        while True:
+            try:
+                return worker, await ask(worker)
+            except (LegFailed, *LegBroken) as error:
+                log.warning("%s failed to answer to %s: %s", worker.worker, self._path, error or type(error).__name__)
+                tried.add(worker.worker)
+                if not gateway.retries.take(time.monotonic()):
+                    raise ApiError(502, "the decode worker asked failed", code="workers_failed", retry_seconds=RETRY_SECONDS) from error
+                worker = gateway.any_decode_worker(worker.model, tried)
+
+    async def _answer(self, call: Call, scope: Scope, receive: Receive, response: Response) -> None:
+        call.status = response.status_code
+        await response(scope, receive, call.send)
+
+
+class GenerationEndpoint(Endpoint):
+    """One of ``router.apis.GENERATING``."""
+
+    def __init__(self, gateway: Gateway, path: str) -> None:
+        super().__init__(gateway, path)
+        self._decoding = Decoding(gateway, path)
 
     async def _work(self, call: Call, raw: bytes) -> None:
         async with self._gateway.door.inside(call.urgency):
@@ -93,7 +125,9 @@ class GenerationEndpoint:
         body = parse_body(raw)
         check_body(self._gateway.settings, raw, body)
         worker = self._gateway.any_decode_worker(body.get("model") or None)
-        splittable = is_splittable(self._path, body)
+        if self._path == MESSAGES and call.caller.terms.salt and not worker.takes_prompt_token_ids:
+            raise _saltless()
+        splittable = is_cacheable(self._path, body) and _renders(worker, self._path)
         given = plain_prompt(self._path, body)
         token_ids: Sequence[int] | None = given
         dispatcher = self._gateway.dispatcher
@@ -133,21 +167,17 @@ class GenerationEndpoint:
 
     async def _render(self, worker: Worker, body: dict[str, Any]) -> tuple[Worker, list[int] | None]:
         """The prompt's ids, and the worker that rendered them."""
-        gateway = self._gateway
-        tried: set[str] = set()
-        while True:
-            try:
-                return worker, await gateway.legs.render(worker, self._path, body)
-            except (LegFailed, *LegBroken) as error:
-                log.warning("rendering on %s failed: %s", worker.worker, error or type(error).__name__)
-                tried.add(worker.worker)
-                if not gateway.retries.take(time.monotonic()):
-                    raise ApiError(502, "the decode worker asked failed", code="workers_failed", retry_seconds=RETRY_SECONDS) from error
-                worker = gateway.any_decode_worker(worker.model, tried)
+        return await self._anywhere(worker, lambda asked: self._gateway.legs.render(asked, self._path, body))
 
-    async def _answer(self, call: Call, scope: Scope, receive: Receive, response: Response) -> None:
-        call.status = response.status_code
-        await response(scope, receive, call.send)
+
+def _renders(worker: Worker, path: str) -> bool:
+    """Whether the worker's engine tells a prompt's ids: vLLM 0.25 does not for messages, and takes no ids beside chats either."""
+    return path != MESSAGES or worker.takes_prompt_token_ids
+
+
+def _saltless() -> ApiError:
+    text = f"this model's engines take no cache_salt at {MESSAGES}, so a tenant's prompts can't be kept apart there: use /v1/chat/completions"
+    return ApiError(400, text, code="unsupported_by_engine")
 
 
 async def _read_body(receive: Receive, headers: dict[bytes, bytes], settings: RouterSettings) -> bytes:

@@ -7,21 +7,23 @@ import functools
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
 import msgspec
 
 from cachebus.messages import Worker
+from router.apis import COMPLETIONS
 from router.callers import Terms
-from router.fields import COMPLETIONS, prefill_body
+from router.fields import prefill_body
 from router.health import Health
 from router.timeline import Phase, phase
 from router.transcript import EngineFailed
 
 _JSON = {"content-type": "application/json"}
 _ANSWER_BYTES_MAX = 64 << 20
-RENDER_SECONDS_MAX = 60.0
+RENDER_SECONDS_MAX = ASK_SECONDS_MAX = 60.0
 PREFILL_SECONDS_MAX = 600.0
 """A leg that takes longer is given up. What it published stays, so whoever comes next goes on from there."""
 HEALTH_SECONDS_MAX = 1.5
@@ -107,16 +109,25 @@ class Legs:
             self._post(address, data=request, headers=now.headers) as answer,
         ):
             raw = await answer.read()
-            if 400 <= answer.status < 500:
-                raise EngineAnswer(answer.status, raw)
-            if answer.status != 200:
-                raise LegFailed(f"{worker.worker} answered {answer.status} to render")
+            _check(worker, answer.status, raw)
         try:
             rendered = msgspec.json.decode(raw, type=_Rendered | list[_Rendered])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise LegFailed(f"{worker.worker} rendered what is no prompt: {error}") from error
         prompts = rendered if isinstance(rendered, list) else [rendered]
         return None if len(prompts) != 1 or prompts[0].features else prompts[0].token_ids
+
+    async def ask(self, worker: Worker, path: str, data: bytes, request_id: str) -> tuple[str, bytes]:
+        """What an engine answers to what needs no KV: content type and body. Raises EngineAnswer, LegFailed or LegBroken."""
+        its = {"x-request-id": request_id}
+        async with (
+            self._at(worker, "ask") as now,
+            asyncio.timeout(ASK_SECONDS_MAX),
+            self._post(f"{worker.url}{path}", data=data, headers={**its, **now.headers}) as answer,
+        ):
+            raw = await answer.read()
+            _check(worker, answer.status, raw)
+            return answer.content_type, raw
 
     async def prefill(self, worker: Worker, token_ids: Sequence[int], transfer_id: str, request_id: str, terms: Terms) -> None:
         """Has a prompt computed and published. Raises LegFailed or LegBroken."""
@@ -145,8 +156,14 @@ class Legs:
         """The engine's answer, open. Raises EngineAnswer, LegFailed or LegBroken."""
         its = {"x-request-id": request_id}
         async with self._at(worker, "decode") as now, self._post(f"{worker.url}{path}", data=data, headers={**its, **now.headers}) as answer:
-            if 400 <= answer.status < 500:
-                raise EngineAnswer(answer.status, await answer.content.read(_ANSWER_BYTES_MAX))
             if answer.status != 200:
-                raise LegFailed(f"{worker.worker} answered {answer.status}")
+                _check(worker, answer.status, await answer.content.read(_ANSWER_BYTES_MAX))
             yield answer
+
+
+def _check(worker: Worker, status: int, body: bytes) -> None:
+    """Raises EngineAnswer where the request is at fault, or asks what this engine can't do (501), and LegFailed where the worker is."""
+    if 400 <= status < 500 or status == HTTPStatus.NOT_IMPLEMENTED:
+        raise EngineAnswer(status, body)
+    if status != HTTPStatus.OK:
+        raise LegFailed(f"{worker.worker} answered {status}")

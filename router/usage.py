@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 
 EVENT_END = b"\n\n"
-_DATA = b"data: "
+_DATA, _EVENT = b"data: ", b"event: "
 _USAGE = b'"usage":{'
-
+_HOLDERS = ("message", "response")
+"""Where events of streams have what a whole answer has at its top."""
+_PARTS = ("cache_read_input_tokens", "cache_creation_input_tokens")
+"""What Anthropic's input_tokens leaves out of a prompt."""
+_COUNTS = re.compile(rb'"(prompt_tokens|completion_tokens|input_tokens|output_tokens|cache_(?:read|creation)_input_tokens|total_tokens)":(\d{1,12})')
 
 _SERVER_ERRORS_FROM = 500
+_SERVER_ERRORS = ("internal_error", "api_error", "overloaded_error", "timeout_error")
 
 
 class _EngineError(msgspec.Struct):
     code: Any = None
+    type: Any = None
 
 
 class _ErrorEvent(msgspec.Struct):
@@ -58,31 +65,63 @@ class EventPatcher:
         return rest
 
     def _event(self, event: bytes) -> bytes:
-        if _USAGE not in event or not event.startswith(_DATA):
+        head, data = parted(event)
+        if _USAGE not in event or not data:
             return event
         try:
-            chunk = msgspec.json.decode(event[len(_DATA) :])
+            chunk = msgspec.json.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return event
         if not isinstance(chunk, dict):
             return event
         _correct(chunk, self._cached_tokens)
-        return _DATA + msgspec.json.encode(chunk)
+        return head + msgspec.json.encode(chunk)
+
+
+def parted(event: bytes) -> tuple[bytes, bytes]:
+    """An event's beginning, its name included where it has one, and its data; no data where it is of another kind."""
+    start = event.index(b"\n") + 1 if event.startswith(_EVENT) and b"\n" in event else 0
+    if not event.startswith(_DATA, start):
+        return event, b""
+    return event[: start + len(_DATA)], event[start + len(_DATA) :]
+
+
+def counted(body: bytes) -> tuple[int, int] | None:
+    """The tokens of prompt and answer that the usage in a piece of an answer tells of, the last one where there are several."""
+    # It stands behind all that a model may have said, a tool's input too, which is an object in some answers.
+    start = body.rfind(_USAGE)
+    if start < 0:
+        return None
+    found = {name: int(value) for name, value in _COUNTS.findall(body, start)}
+    if b"prompt_tokens" in found:
+        return found[b"prompt_tokens"], found.get(b"completion_tokens", 0)
+    total = found.get(b"input_tokens", 0)
+    if b"total_tokens" not in found:
+        total += sum(found.get(part.encode(), 0) for part in _PARTS)
+    return total, found.get(b"output_tokens", 0)
 
 
 def is_engine_failure(events: bytes) -> bool:
     """Whether a stream's first event is an error that is the engine's own fault (code 5xx), not the request's."""
-    event = events.partition(EVENT_END)[0]
-    if not event.startswith(_DATA):
-        return False
     try:
-        error = msgspec.json.decode(event[len(_DATA) :], type=_ErrorEvent).error
+        error = msgspec.json.decode(parted(events.partition(EVENT_END)[0])[1], type=_ErrorEvent).error
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
-    return error is not None and isinstance(error.code, int) and error.code >= _SERVER_ERRORS_FROM
+    if error is None:
+        return False
+    return error.type in _SERVER_ERRORS or (isinstance(error.code, int) and error.code >= _SERVER_ERRORS_FROM)
 
 
 def _correct(answer: dict[str, Any], cached_tokens: int) -> None:
-    usage = answer.get("usage")
-    if isinstance(usage, dict):
-        usage["prompt_tokens_details"] = {**(usage.get("prompt_tokens_details") or {}), "cached_tokens": cached_tokens}
+    """Each API has its own usage: OpenAI's counts cached tokens among those of the prompt, Anthropic's beside them."""
+    for holder in (answer, *(answer.get(name) for name in _HOLDERS)):
+        usage = holder.get("usage") if isinstance(holder, dict) else None
+        if not isinstance(usage, dict):
+            continue
+        if "prompt_tokens" in usage:
+            usage["prompt_tokens_details"] = {**(usage.get("prompt_tokens_details") or {}), "cached_tokens": cached_tokens}
+        elif "total_tokens" in usage:
+            usage["input_tokens_details"] = {**(usage.get("input_tokens_details") or {}), "cached_tokens": cached_tokens}
+        elif "input_tokens" in usage:
+            prompt = usage["input_tokens"] + sum(usage.pop(part, None) or 0 for part in _PARTS)
+            usage |= {"input_tokens": prompt - cached_tokens, "cache_read_input_tokens": cached_tokens, "cache_creation_input_tokens": 0}

@@ -26,15 +26,17 @@ from cachebus.messages import Commit, NewEntry, Report, Reserve, Reserved, Writt
 from cachebus.messages_hbm import OpenHbm, ReportHbm
 
 CHUNK = 256
+KINDS = ("completions", "chat/completions", "messages")
 
 
 class EngineDouble:
     """One worker on a port of its own, registered on ``bus``."""
 
-    def __init__(self, bus: Bus, name: str, role: str, *, model: str = "m") -> None:
+    def __init__(self, bus: Bus, name: str, role: str, *, model: str = "m", takes_ids: bool = True) -> None:
         self.name, self.role, self._bus = name, role, bus
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.rendered: list[dict[str, Any]] = []
         self.aborted = 0
         self.status = 200
         self.hold = threading.Event()
@@ -46,13 +48,14 @@ class EngineDouble:
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        routes = [Route(f"/v1/{kind}/render", self._render, methods=["POST"]) for kind in ("completions", "chat/completions")]
-        routes += [Route(f"/v1/{kind}", self._generate, methods=["POST"]) for kind in ("completions", "chat/completions")]
+        routes = [Route(f"/v1/{kind}/render", self._render, methods=["POST"]) for kind in KINDS]
+        routes += [Route(f"/v1/{kind}", self._generate, methods=["POST"]) for kind in KINDS]
+        routes += [Route("/v1/messages/count_tokens", self._count, methods=["POST"])]
         self._server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_config=None, timeout_graceful_shutdown=1))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
         self._thread.start()
         wait_for(lambda: self._server.started)
-        bus.register(name, role, self.url, model)
+        bus.register(name, role, self.url, model, takes_ids=takes_ids)
 
     def stop(self) -> None:
         self.hold.set()
@@ -71,9 +74,16 @@ class EngineDouble:
         body = await request.json()
         if self.status == 400:
             return JSONResponse({"error": {"message": "too long", "type": "BadRequestError", "param": None, "code": 400}}, 400)
-        text = body["prompt"] if "prompt" in body else "".join(m["content"] for m in body["messages"])
+        self.rendered.append(body)
+        text = body["prompt"] if "prompt" in body else _text(body)
         rendered = {"token_ids": [ord(c) for c in text], "features": None}
         return JSONResponse([rendered] if "prompt" in body else rendered)
+
+    async def _count(self, request: Request) -> Response:
+        self.bodies.append(await request.json())
+        if self.status != 200:
+            return JSONResponse({"error": {"message": "no", "type": "x", "param": None, "code": self.status}}, self.status)
+        return JSONResponse({"input_tokens": 5})
 
     async def _generate(self, request: Request) -> Response:
         body = await request.json()
@@ -97,18 +107,41 @@ class EngineDouble:
             self._client.submit(
                 Report(part["transfer_id"], part["leg"], self.name, len(ids), 0, {} if self.role == "prefill" else {"dram": len(ids) - 1})
             )
+        if request.url.path == "/v1/messages":
+            return self._message(len(ids), stream=bool(body.get("stream")))
         usage = {"prompt_tokens": len(ids), "total_tokens": len(ids) + 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 77}}
         if not body.get("stream"):
             return JSONResponse({"choices": [{"text": f"{len(ids)} tokens"}], "usage": usage, "kv_transfer_params": {"secret": 1}})
         return StreamingResponse(self._stream(usage), media_type="text/event-stream")
 
-    async def _stream(self, usage: dict[str, Any]) -> AsyncIterator[bytes]:
-        events = self.pieces or [
-            b'data: {"choices":[{"text":"a"}]}\n\n',
-            b'data: {"choices":[{"text":"b"}],"usage":null}\n\n',
-            b"data: " + json.dumps({"choices": [], "usage": usage}, separators=(",", ":")).encode() + b"\n\n",
-            b"data: [DONE]\n\n",
+    def _message(self, tokens: int, *, stream: bool) -> Response:
+        usage = {"input_tokens": tokens - 7, "output_tokens": 2, "cache_read_input_tokens": 7}
+        message = {"id": "chatcmpl-1", "type": "message", "role": "assistant", "content": [{"type": "text", "text": "ab"}], "usage": usage}
+        if not stream:
+            return JSONResponse(message)
+        events = [
+            {"type": "message_start", "message": message | {"content": [], "usage": usage | {"output_tokens": 0}}},
+            {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+            *({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}} for text in "ab"),
+            {"type": "content_block_stop", "index": 0},
+            {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": usage},
+            {"type": "message_stop"},
         ]
+        encoded = [f"event: {event['type']}\ndata: {json.dumps(event, separators=(',', ':'))}\n\n".encode() for event in events]
+        return StreamingResponse(self._pieces(self.pieces or encoded), media_type="text/event-stream")
+
+    def _stream(self, usage: dict[str, Any]) -> AsyncIterator[bytes]:
+        return self._pieces(
+            self.pieces
+            or [
+                b'data: {"choices":[{"text":"a"}]}\n\n',
+                b'data: {"choices":[{"text":"b"}],"usage":null}\n\n',
+                b"data: " + json.dumps({"choices": [], "usage": usage}, separators=(",", ":")).encode() + b"\n\n",
+                b"data: [DONE]\n\n",
+            ]
+        )
+
+    async def _pieces(self, events: list[bytes]) -> AsyncIterator[bytes]:
         with contextlib.suppress(asyncio.CancelledError):
             for number, event in enumerate(events):
                 if number == self.die_after_pieces:
@@ -126,10 +159,15 @@ class EngineDouble:
         client.close()
 
 
+def _text(body: dict[str, Any]) -> str:
+    contents = [message["content"] for message in body.get("messages") or []]
+    return str(body.get("system", "")) + "".join(content if isinstance(content, str) else json.dumps(content) for content in contents)
+
+
 def _ids(body: dict[str, Any]) -> list[int]:
     given = (body.get("kv_transfer_params") or {}).get("prompt_token_ids")
     prompt = body.get("prompt")
     if given:
         return list(given)
-    text = prompt or "".join(message["content"] for message in body.get("messages") or [])
+    text = prompt or _text(body)
     return list(prompt) if isinstance(prompt, list) else [0] * len(text)

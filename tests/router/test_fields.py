@@ -3,9 +3,10 @@ from typing import Any
 
 import pytest
 
+from router.apis import CHAT, COMPLETIONS
 from router.callers import Terms
 from router.errors import ApiError
-from router.fields import CHAT, COMPLETIONS, DecodeRequest, decode_body, is_splittable, parse_body, plain_prompt, prefill_body
+from router.fields import DecodeRequest, decode_body, is_splittable, parse_body, plain_prompt, prefill_body
 
 
 def test_a_prompt_of_ids_is_taken_as_it_is_only_where_the_engine_does_so() -> None:

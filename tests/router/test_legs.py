@@ -11,8 +11,8 @@ import pytest
 
 from cachebus.messages import Worker
 from router import legs as module
+from router.apis import CHAT, COMPLETIONS
 from router.callers import Terms
-from router.fields import CHAT, COMPLETIONS
 from router.health import Health
 from router.legs import EngineAnswer, LegBroken, LegFailed, Legs
 

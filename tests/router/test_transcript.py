@@ -12,7 +12,8 @@ from greedy_engine import GreedyEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.fields import CHAT, COMPLETIONS, DecodeRequest
+from router.apis import CHAT, COMPLETIONS
+from router.fields import DecodeRequest
 from router.resume import next_leg, transcript_for, with_ids
 from router.transcript import Diverged, EngineFailed, Transcript
 

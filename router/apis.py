@@ -1,0 +1,15 @@
+"""The APIs that are spoken, by their paths."""
+
+from __future__ import annotations
+
+COMPLETIONS, CHAT, MESSAGES = "/v1/completions", "/v1/chat/completions", "/v1/messages"
+GENERATING = (CHAT, COMPLETIONS, MESSAGES)
+"""What generates: these prompts are looked up in the cache and routed by it."""
+COUNT_TOKENS = "/v1/messages/count_tokens"
+ASKING = (COUNT_TOKENS,)
+"""What any worker of the model answers without KV: these requests go on as they come."""
+
+
+def is_anthropic(path: str) -> bool:
+    """Whether the path is one of Anthropic's API; every other one has OpenAI's forms."""
+    return path == MESSAGES or path.startswith(f"{MESSAGES}/")
