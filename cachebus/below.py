@@ -10,7 +10,9 @@ from cachebus.chunk import key_id
 from cachebus.disk import DiskTier
 from cachebus.effects import Effect, Job, Outcome, Wipe
 from cachebus.lanes import DiskLane, Lane, Memory
-from cachebus.peers import PeerLane, peer_addresses
+from cachebus.messages import Event
+from cachebus.peer_places import PeerPlaces
+from cachebus.peers import PeerLane
 from cachebus.redis import Remote, RemoteSettings
 from cachebus.remote_lane import RemoteLane
 from cachebus.settings import CacheSettings, SecuritySettings
@@ -57,8 +59,9 @@ class Below:
         if cache.remote_url:
             remote = Remote(RemoteSettings(cache.remote_url, name, cache.remote_ttl_seconds, cache.remote_timeout_ms))
             lanes["redis"] = RemoteLane(remote, memory, cache.remote_connections, remote_writers(cache), wake)
-        if cache.peers:
-            lanes["peer"] = PeerLane(peer_addresses(cache, security), memory, name, cache.peer_timeout_ms, cache.peer_streams, wake)
+        if cache.peers or cache.peers_dns:
+            places = PeerPlaces(cache, security)
+            lanes["peer"] = PeerLane(places, memory, name, cache.peer_timeout_ms, cache.peer_streams, wake, tells_workers=cache.peer_workers)
         return cls(tiers, lanes)
 
     def start(self, job: Job) -> None:
@@ -79,6 +82,11 @@ class Below:
         for lane in self._lanes.values():
             self.tiers.distances.update(lane.distances())
         return [effect for lane in self._lanes.values() for held in lane.held() for effect in self.tiers.learn(held)]
+
+    def news(self) -> Iterator[tuple[str, Event]]:
+        """What other nodes said of their workers since the last call, with the node's name."""
+        for lane in self._lanes.values():
+            yield from lane.news()
 
     def close(self) -> None:
         """Does what is queued and ends the threads."""

@@ -21,6 +21,7 @@ from cachebus.claims import Claims
 from cachebus.codec import decode_request, encode_events, encode_reply
 from cachebus.directory import Directory
 from cachebus.effects import Answer, Effect, Publish, Start, WipeRecord, WriteRecord
+from cachebus.elsewhere import Elsewhere
 from cachebus.errors import BusError, HeadstartError, ProtocolError
 from cachebus.journal import Journal
 from cachebus.lanes import Memory
@@ -101,6 +102,7 @@ class Daemon:
         self._epoch = time.time_ns() // 1_000_000
         self._seq = 0
         self._members = Members()
+        self._elsewhere = Elsewhere()
         self._claims = Claims()
         self._tenants = TenantsFile(Path(security.tenants_file), digest_key) if security.tenants_file else None
         self._node = Node(cache, security, region.data) if cache.node_port else None
@@ -290,6 +292,8 @@ class Daemon:
         self._carry_out(self._below.changes())
         for number, outcome in self._below.outcomes():
             self._carry_out(self._directory.done(number, outcome, now))
+        for node, event in self._below.news():
+            self._carry_out(self._elsewhere.learn(node, event, self._members.engines))
 
     def _pin(self, client: bytes, ticket: int, request: Pin) -> list[Effect]:
         count, effects = housekeeping.pin(self._directory, request.keys, request.pinned)
@@ -319,7 +323,8 @@ class Daemon:
         if missed is not None:
             return [Answer(client, ticket, Missed(missed))]
         keys: dict[Tier, list[bytes]] = {"dram": self._directory.keys(), **self._below.tiers.keys()}
-        return [Answer(client, ticket, SnapshotReply(self._epoch, self._seq, keys, self._members.workers(), self._members.hbm.keys()))]
+        workers, hbm = self._members.workers() + self._elsewhere.workers(), self._members.hbm.keys() | self._elsewhere.hbm()
+        return [Answer(client, ticket, SnapshotReply(self._epoch, self._seq, keys, workers, hbm))]
 
     def _register_engine(self, client: bytes, ticket: int, request: RegisterEngine) -> list[Effect]:
         effects: list[Effect]

@@ -22,6 +22,7 @@ from cachebus.chunk import ChunkHeader
 from cachebus.effects import Held, Job, Outcome, Probe, Read, Wipe, Write
 from cachebus.errors import TierError
 from cachebus.extents import aligned
+from cachebus.messages import Event
 from cachebus.sealing import Sealer
 from cachebus.table import Record
 from cachebus.wire import Tier
@@ -129,11 +130,15 @@ class Lane:
 
     def outcomes(self) -> Iterator[tuple[int, Outcome]]:
         """What ended since the last call, by job number."""
-        yield from _taken(self._outcomes)
+        yield from taken(self._outcomes)
 
     def held(self) -> Iterator[Held]:
         """What is known anew of the tier since the last call."""
-        yield from _taken(self._held)
+        yield from taken(self._held)
+
+    def news(self) -> Iterator[tuple[str, Event]]:
+        """What other nodes said of their workers since the last call, with the node's name."""
+        return iter(())
 
     def distances(self) -> dict[str, float]:
         """Seconds of a round trip, by the name of who is asked."""
@@ -264,7 +269,8 @@ class DiskLane(Lane):
 _T = TypeVar("_T")
 
 
-def _taken(items: queue.SimpleQueue[_T]) -> Iterator[_T]:
+def taken(items: queue.SimpleQueue[_T]) -> Iterator[_T]:
+    """All that is in the queue now."""
     while True:
         try:
             yield items.get_nowait()

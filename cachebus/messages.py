@@ -1,7 +1,6 @@
 """The wire vocabulary of the cache bus: msgspec structs, packed by ``cachebus.codec``.
 
-Fields are only ever appended, with defaults; any other change raises ``cachebus.codec.PROTOCOL_VERSION``. Keys are 32 bytes
-(see ``cachebus.keys``), lengths and offsets are bytes, times are milliseconds.
+Fields are only ever appended, with defaults; any other change raises ``codec.PROTOCOL_VERSION``. Keys are 32 bytes, lengths bytes, times ms.
 """
 
 from __future__ import annotations
@@ -300,7 +299,7 @@ class StatReply(Message, frozen=True):
 
 
 class Worker(Message, frozen=True):
-    """A registered worker as others see it. ``parts``: what its KV means and how it lies, as its engine registered it; for people."""
+    """A registered worker as others see it. ``parts``: what its KV means and how it lies, for people; ``node``: the peer that told of it, if any."""
 
     worker: str
     role: Role
@@ -314,6 +313,7 @@ class Worker(Message, frozen=True):
     draining: bool = False
     chunk_bytes: int = 0
     parts: dict[str, str] = {}  # noqa: RUF012 - msgspec gives each message its own
+    node: str = ""
 
 
 class SnapshotReply(Message, frozen=True):

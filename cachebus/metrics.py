@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from cachebus.errors import BusError
+from cachebus.exposition import expose
+
+SILENCE_SECONDS = 15.0
+"""The daemon's thread says something each second; one that says nothing for so long hangs."""
 
 _CHUNK_EVENTS = ("stored", "evicted", "granted", "missed", "no_room", "abandoned", "expired")
 _BELOW = ("nvme", "redis", "peer")
@@ -20,19 +24,34 @@ _HBM = "hbm_chunks_"
 
 
 class BusMetrics(Collector):
-    """``values`` is what ``Daemon.statistics`` returned last; the daemon replaces it whole, scrapes read it."""
+    """What ``Daemon.statistics`` returned last. Its values are replaced as a whole, by the daemon; scrapes read them."""
 
     def __init__(self) -> None:
-        self.values: dict[str, float] = {}
+        self._values: dict[str, float] = {}
+        self._heard_at = time.monotonic()
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
-    def serve(self, host: str, port: int) -> None:
-        """Answers scrapes on host:port from a thread of its own. Raises BusError where it can't listen there."""
-        try:
-            start_http_server(port, addr=host, registry=self._registry)
-        except OSError as error:
-            raise BusError(f"cache.metrics_port: can't listen on {host}:{port}: {error.strerror}") from error
+    @property
+    def values(self) -> dict[str, float]:
+        """The last ones; empty before the daemon runs."""
+        return self._values
+
+    @values.setter
+    def values(self, values: dict[str, float]) -> None:
+        self._values, self._heard_at = values, time.monotonic()
+
+    def serve(self, host: str, port: int) -> int:
+        """Answers scrapes, ``/health`` and ``/ready``; returns the port. Raises HeadstartError where it is taken."""
+        return expose("cache.metrics_port", (host, port), self._registry, self.stuck, lambda: self.stuck() or self._starting())
+
+    def stuck(self) -> str:
+        """ "" while the daemon's thread goes round, else for how long it has not."""
+        silent = time.monotonic() - self._heard_at
+        return f"the cachebus does nothing, {silent:.0f} s" if silent > SILENCE_SECONDS else ""
+
+    def _starting(self) -> str:
+        return "" if self._values else "the cachebus starts"
 
     def collect(self) -> Iterator[Metric]:
         """One family a name."""

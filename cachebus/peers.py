@@ -2,6 +2,7 @@
 
 A follower hears a node's events, asks for what it missed, and pings it each second; a node that is not heard for ``SILENCE_SECONDS`` counts as
 gone until it is heard again. What it holds on disk or in DRAM can be had; what it knows of third nodes can't, so nothing is passed on in circles.
+Where routers here are to know of a node's workers, its follower says on what the node says of those that are its own.
 """
 
 from __future__ import annotations
@@ -10,23 +11,22 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cachebus.chunk import ChunkHeader
 from cachebus.chunk import key_id as digest_key_id
 from cachebus.codec import decode_events, decode_reply, encode_request
 from cachebus.effects import Held, Job, Loan, Outcome, Probe, Read
 from cachebus.errors import BusError, BusUnavailable, ProtocolError
-from cachebus.lanes import Lane, Memory
-from cachebus.messages import Ping, Pong, Removed, Reply, Request, Snapshot, SnapshotReply, Stored
+from cachebus.lanes import Lane, Memory, taken
+from cachebus.messages import Event, Ping, Pong, Removed, Reply, Report, Request, Snapshot, SnapshotReply, Stored, WorkerDown, WorkerUp
+from cachebus.messages_hbm import HbmChanged
 from cachebus.messages_peers import Lend, Lent, Missed
+from cachebus.peer_places import PeerPlaces
 from cachebus.replica import Replica
-from cachebus.security import Keyring, is_loopback
-from cachebus.settings import CacheSettings, SecuritySettings
 from cachebus.wire import Tier
-from cachebus.zeromq_peers import BytesReader, Pair, PeerAddress, PeerLink
+from cachebus.zeromq_peers import BytesReader, PeerAddress, PeerLink
 
 log = logging.getLogger("headstart.cachebus")
 
@@ -34,34 +34,23 @@ SILENCE_SECONDS = 2.5
 """A live node is heard each second."""
 
 ASK_SECONDS = 1.0
+LOOK_SECONDS = 2.0
+"""How often nodes are looked for where one name stands for all."""
+
 _LOOK_MS = 200
 _OWN: frozenset[Tier] = frozenset({"dram", "nvme"})
 
 
-def peer_addresses(cache: CacheSettings, security: SecuritySettings) -> dict[str, PeerAddress]:
-    """Where the configured peers are, by name. Raises BusError where one can't be trusted: it has no key, or there are no keys and it is not here."""
-    keys = Keyring(Path(security.keys_dir)) if security.keys_dir else None
-    found = {}
-    for name, host, port in cache.peer_places():
-        if keys is None:
-            if not is_loopback(host):
-                raise BusError(f"cache.peers: {host} is another machine: that needs keys; make them with `headstart keys` and set security.keys_dir")
-            found[f"{host}:{port}"] = PeerAddress(host, port)
-        elif not name:
-            raise BusError(f"cache.peers: say whose key {host}:{port} has: NAME@{host}:{port}, NAME as in `headstart keys add`")
-        else:
-            own = Pair(keys.public, keys.secret)
-            found[name] = PeerAddress(host, port, keys.public_key(name), own, security.encrypt_peer_bytes)
-    return found
-
-
 class Follower(threading.Thread):
-    """Keeps what is known of one node in step with it. ``changed`` is called from this thread."""
+    """Keeps what is known of one node in step with it. ``changed`` and ``news``, of its own workers, are called from this thread."""
 
-    def __init__(self, name: str, address: PeerAddress, key_id: bytes, changed: Callable[[Held], None]) -> None:
+    def __init__(
+        self, name: str, address: PeerAddress, key_id: bytes, changed: Callable[[Held], None], news: Callable[[str, Event], None] | None = None
+    ) -> None:
         super().__init__(name=f"headstart-peer-{name}", daemon=True)
         self.round_trip = 0.0
-        self._peer, self._address, self._key_id, self._changed = name, address, key_id, changed
+        self._peer, self._address, self._key_id, self._changed, self._news = name, address, key_id, changed, news
+        self._told: set[str] = set()
         self._replica = Replica()
         self._ending = threading.Event()
         self._ticket = 0
@@ -93,13 +82,48 @@ class Follower(threading.Thread):
             if self._up and now - self._heard_at > SILENCE_SECONDS:
                 self._up = False
                 log.warning("peer %s is silent: requests go on without it", self._peer)
-                self._changed(Held("peer", peer=self._peer, gone=True))
+                self._gone()
+        if self._up:
+            log.info("peer %s is no peer any more", self._peer)
+            self._gone()
         link.close()
 
     def _send(self, link: PeerLink, body: Request) -> int:
         self._ticket += 1
         link.send(encode_request(self._ticket, body))
         return self._ticket
+
+    def _gone(self) -> None:
+        self._changed(Held("peer", peer=self._peer, gone=True))
+        for worker in self._told:
+            self._tell(WorkerDown(worker))
+        self._told = set()
+
+    def _tell(self, event: Event) -> None:
+        if self._news:
+            self._news(self._peer, event)
+
+    def _tell_all(self) -> None:
+        """What the node knows of its own workers, after a time in which it was not followed."""
+        own = {name: worker for name, worker in self._replica.workers.items() if not worker.node}
+        hbm = self._replica.hbm_keys()
+        for name in self._told - own.keys():
+            self._tell(WorkerDown(name))
+        for name, worker in own.items():
+            self._tell(WorkerUp(worker))
+            self._tell(HbmChanged(name, list(hbm.get(name, ())), [], whole=True))
+        self._told = set(own)
+
+    def _tell_one(self, event: Event) -> None:
+        if isinstance(event, WorkerUp):
+            if event.worker.node:
+                return
+            self._told.add(event.worker.worker)
+        elif not isinstance(event, WorkerDown | HbmChanged | Report) or event.worker not in self._told:
+            return
+        elif isinstance(event, WorkerDown):
+            self._told.discard(event.worker)
+        self._tell(event)
 
     def _take(self, replies: list[bytes], batches: list[bytes], now: float) -> bool:
         """Whether all that the node told is known here."""
@@ -122,6 +146,7 @@ class Follower(threading.Thread):
             keys = self._replica.keys(_OWN)
             log.info("peer %s is there: %d chunks, %.1f ms away", self._peer, len(keys), 1000 * self.round_trip)
             self._changed(Held("peer", keys, whole=True, peer=self._peer))
+            self._tell_all()
         return in_step
 
     def _apply(self, frame: bytes) -> bool:
@@ -133,6 +158,8 @@ class Follower(threading.Thread):
             touched = {key for event in batch.events if isinstance(event, Stored | Removed) and event.tier in _OWN for key in event.keys}
             there = {key for key in touched if self._replica.tiers(key) & _OWN}
             self._changed(Held("peer", there, touched - there, peer=self._peer))
+            for event in batch.events:
+                self._tell_one(event)
         return True
 
     def _pong(self, ticket: int, pong: Pong, now: float) -> None:
@@ -153,6 +180,11 @@ class _Connections:
     reader: BytesReader
     ticket: int = 0
 
+    def close(self) -> None:
+        """Ends both."""
+        self.link.close()
+        self.reader.close()
+
 
 @dataclass
 class _Own(threading.local):
@@ -165,12 +197,22 @@ class PeerLane(Lane):
     tier: Tier = "peer"
 
     def __init__(
-        self, addresses: Mapping[str, PeerAddress], memory: Memory, key_id: bytes, timeout_ms: int, streams: int, wake: Callable[[], None]
+        self,
+        places: PeerPlaces,
+        memory: Memory,
+        key_id: bytes,
+        timeout_ms: int,
+        streams: int,
+        wake: Callable[[], None],
+        *,
+        tells_workers: bool = False,
     ) -> None:
-        self._addresses, self._key_id, self._timeout_ms = addresses, key_id, timeout_ms
+        self._places, self._key_id, self._timeout_ms, self._tells_workers = places, key_id, timeout_ms, tells_workers
+        # Both are replaced as a whole by the thread that looks for nodes; the others read them.
+        self._addresses: dict[str, PeerAddress] = places.named
+        self._followers: dict[str, Follower] = {}
         self._own = _Own()
-        digests = digest_key_id(memory.digest_key)
-        self._followers = {name: Follower(name, address, digests, self._changed) for name, address in addresses.items()}
+        self._news: queue.SimpleQueue[tuple[str, Event]] = queue.SimpleQueue()
         super().__init__(memory, streams, 0, wake)
 
     @property
@@ -184,6 +226,13 @@ class PeerLane(Lane):
     def distances(self) -> dict[str, float]:
         return {name: follower.round_trip for name, follower in self._followers.items()}
 
+    def news(self) -> Iterator[tuple[str, Event]]:
+        yield from taken(self._news)
+
+    def _heard(self, peer: str, event: Event) -> None:
+        self._news.put((peer, event))
+        self._wake()
+
     def _changed(self, held: Held) -> None:
         self._held.put(held)
         self._wake()
@@ -194,7 +243,7 @@ class PeerLane(Lane):
                 return self._borrow(job)
             if isinstance(job, Read) and job.loan:
                 into = self._memory.extent(job.into, job.header.length)
-                reader, digesting = self._own.by_peer[job.loan.peer].reader, self._memory.digesting()
+                reader, digesting = self._connections(job.loan.peer).reader, self._memory.digesting()
                 if not reader.read(job.loan.lease, job.loan.token, job.loan.offset, into, self._timeout_ms, digesting.take):
                     return Outcome(False)
                 return self._checked(job, job.header, digesting)
@@ -203,7 +252,7 @@ class PeerLane(Lane):
         return Outcome(False)
 
     def _borrow(self, job: Probe) -> Outcome:
-        own = self._own.by_peer[job.peer]
+        own = self._connections(job.peer)
         own.ticket += 1
         if not own.link.send(encode_request(own.ticket, Lend(job.layout, job.keys, self._timeout_ms // 2)), self._timeout_ms):
             return Outcome(False)
@@ -227,19 +276,41 @@ class PeerLane(Lane):
                     raise BusError(f"the node answered {body}")
         raise BusUnavailable("the node does not answer")
 
+    def _connections(self, peer: str) -> _Connections:
+        """This thread's connections to a node. Those to nodes that are no peers any more end here. Raises BusUnavailable where it is one."""
+        addresses, own = self._addresses, self._own.by_peer
+        for gone in own.keys() - addresses.keys():
+            own.pop(gone).close()
+        if peer not in addresses:
+            raise BusUnavailable(f"{peer} is no peer any more")
+        if peer not in own:
+            own[peer] = _Connections(PeerLink(addresses[peer], events=False), BytesReader(addresses[peer]))
+        return own[peer]
+
     def _work(self, jobs: queue.PriorityQueue[tuple[int, int, Job | None]]) -> None:
-        for peer, address in self._addresses.items():
-            self._own.by_peer[peer] = _Connections(PeerLink(address, events=False), BytesReader(address))
+        for peer in self._places.named:
+            self._connections(peer)
         super()._work(jobs)
         for own in self._own.by_peer.values():
-            own.link.close()
-            own.reader.close()
+            own.close()
 
     def _upkeep(self) -> None:
-        for follower in self._followers.values():
+        self._follow(self._places.named)
+        # The address of a name that is looked up is not known before: that may take seconds, and the daemon does not wait for it.
+        while not self._ending.is_set():
+            self._follow(self._places.look())
+            self._ending.wait(LOOK_SECONDS)
+        self._follow({})
+
+    def _follow(self, addresses: dict[str, PeerAddress]) -> None:
+        digests, news = digest_key_id(self._memory.digest_key), self._heard if self._tells_workers else None
+        gone = [follower for name, follower in self._followers.items() if name not in addresses]
+        kept = {name: follower for name, follower in self._followers.items() if name in addresses}
+        new = {name: Follower(name, address, digests, self._changed, news) for name, address in addresses.items() if name not in kept}
+        self._addresses, self._followers = addresses, kept | new
+        for follower in new.values():
             follower.start()
-        self._ending.wait()
-        for follower in self._followers.values():
+        for follower in gone:
             follower.stop()
-        for follower in self._followers.values():
+        for follower in gone:
             follower.join()

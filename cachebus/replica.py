@@ -51,6 +51,10 @@ class Replica:
         """The same for every worker of which anything is known."""
         return {worker: self.hbm_prefix(worker, keys) for worker in self._hbm} if keys else {}
 
+    def hbm_keys(self) -> dict[str, set[bytes]]:
+        """The chunks in the HBM of every worker of which anything is known."""
+        return {worker: set(keys) for worker, keys in self._hbm.items()}
+
     def hbm_chunks(self) -> dict[str, int]:
         """How many chunks lie in the HBM of every worker of which anything is known."""
         return {worker: len(keys) for worker, keys in self._hbm.items()}

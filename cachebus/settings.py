@@ -80,6 +80,10 @@ class CacheSettings(Section, frozen=True):
     """Port for other nodes, with the two after it; 0: none reaches this one"""
     peers: list[str] = []  # noqa: RUF012 - msgspec gives each its own
     """Other nodes whose chunks may be pulled: HOST:PORT (their node_port), or NAME@HOST:PORT with keys, NAME as in `headstart keys add`"""
+    peers_dns: str = ""
+    """One name for all nodes, written like a peer: every address that it resolves to (a headless service's) is a peer, for as long as it does"""
+    peer_workers: bool = False
+    """Tell routers here of the workers of other nodes, too: for the bus of a router that runs apart from the workers"""
     peer_streams: int = 4
     """Connections for reading from other nodes, each with a thread"""
     peer_timeout_ms: int = 200
@@ -107,9 +111,9 @@ class CacheSettings(Section, frozen=True):
     pull_tokens_min: int = 64
     """A prefix that saves fewer tokens than this is computed, not pulled"""
     metrics_host: str = "127.0.0.1"
-    """Address of the cachebus's own /metrics, which tell sizes and counts and ask for no key"""
+    """Address of the cachebus's own /metrics, /health and /ready"""
     metrics_port: int = 0
-    """Its port; 0: none"""
+    """Their port; 0: none"""
 
     def problems(self) -> list[Problem]:
         found = negative(self, "lookup_ms_max", "pull_tokens_min", "remote_ttl_seconds", "chunk_ttl_seconds", "write_behind_gb_max")
@@ -138,14 +142,21 @@ class CacheSettings(Section, frozen=True):
     def _peer_problems(self) -> list[Problem]:
         bad = [peer for peer in self.peers if not _PEER.fullmatch(peer)]
         found = [("peers", f"{peer!r} is no address; write HOST:PORT, or NAME@HOST:PORT with keys") for peer in bad]
+        if self.peers_dns and not _PEER.fullmatch(self.peers_dns):
+            found.append(("peers_dns", f"{self.peers_dns!r} is no address; write HOST:PORT, or NAME@HOST:PORT with keys"))
+        if self.peer_workers and not self.peers and not self.peers_dns:
+            found.append(("peer_workers", "there are no other nodes: give peers or peers_dns"))
         if self.node_port > 65535 - _NODE_PORTS:
             found.append(("node_port", f"{self.node_port} leaves no room for the two ports after it"))
         return found
 
     def peer_places(self) -> list[tuple[str, str, int]]:
         """Name ("" where none is given), host and port of every peer."""
-        found = [match for peer in self.peers if (match := _PEER.fullmatch(peer))]
-        return [(match["name"] or "", match["six"] or match["host"], int(match["port"])) for match in found]
+        return [_place(peer) for peer in self.peers]
+
+    def dns_place(self) -> tuple[str, str, int] | None:
+        """The same of the name that stands for all nodes."""
+        return _place(self.peers_dns) if self.peers_dns else None
 
     def resolved_run_dir(self, environ: Mapping[str, str]) -> Path:
         """The run directory. Raises SettingsError where a socket in it would have a path too long for the kernel."""
@@ -196,7 +207,7 @@ class WorkerSettings(Section, frozen=True):
     port: int = 0
     """Its port; 0: a free one"""
     metrics_port: int = 0
-    """Port of the worker process's own /metrics (the engine's are on its HTTP port); 0: none"""
+    """Port of the worker process's own /metrics, /health and /ready (the engine's metrics are on its HTTP port); 0: none"""
     max_num_batched_tokens: int = 0
     """Tokens in one engine step; 0: the engine's default"""
     gpu_memory_utilization: float = 0.9
@@ -222,6 +233,12 @@ class WorkerSettings(Section, frozen=True):
             if port and self.count > 1:
                 found.append((key, f"{self.count} workers can't share port {port}: leave it 0, or start each by itself with its own port"))
         return found
+
+
+def _place(peer: str) -> tuple[str, str, int]:
+    match = _PEER.fullmatch(peer)
+    assert match is not None, "problems() refuses such settings"
+    return match["name"] or "", match["six"] or match["host"], int(match["port"])
 
 
 def _fits_sockets(run_dir: Path) -> bool:

@@ -23,7 +23,7 @@ import urllib.request
 from pathlib import Path
 from types import FrameType
 
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Gauge
 
 from cachebus.client import BusClient
 from cachebus.engine import process_tree
@@ -37,7 +37,8 @@ from cachebus.engine.command import (
     takes_prompt_token_ids,
 )
 from cachebus.engine.hbm_relay import HbmRelay
-from cachebus.errors import BusError, HeadstartError
+from cachebus.errors import BusError
+from cachebus.exposition import expose
 from cachebus.holder import Holder
 from cachebus.keeper import Keeper
 from cachebus.messages import Drain, Leave, RegisterWorker, Request
@@ -86,6 +87,7 @@ class WorkerProcess:
         self._log = logging.getLogger(f"headstart.{spec.role}")
         self._ending = threading.Event()
         self._forced = threading.Event()
+        self._not_ready = "the engine starts"
         self._pids: list[int] = []
         self._shared: set[Path] = set()
         self._endpoints = EngineEndpoints.make(spec.run_dir)
@@ -100,7 +102,7 @@ class WorkerProcess:
         client = BusClient(spec.run_dir, f"{spec.worker} supervisor", holder)
         client.connect(BUS_MS_MAX)
         port = _port(spec)
-        self._up = _serve_metrics(spec)
+        self._up = self._serve_metrics()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked_to_end)
         url = f"http://{told_host(spec.pool.host)}:{port}"
@@ -145,6 +147,7 @@ class WorkerProcess:
         self._pids = process_tree.descendants(engine.pid)
         self._shared = process_tree.shared_memory([engine.pid, *self._pids])
         self._up.set(1)
+        self._not_ready = ""
         self._log.info("%s ready: %s at %s", spec.worker, served_name(spec.model), url)
         while not self._ending.wait(WATCH_SECONDS):
             gone = [pid for pid in [engine.pid, *self._pids] if not process_tree.is_running(pid)]
@@ -177,6 +180,7 @@ class WorkerProcess:
     def _drain(self, engine: subprocess.Popen[bytes], url: str, client: BusClient) -> None:
         spec = self._spec
         self._up.set(0)
+        self._not_ready = "the worker drains"
         try:
             client.call(Drain(spec.worker), BUS_MS_MAX)
         except BusError as error:
@@ -201,6 +205,15 @@ class WorkerProcess:
         except BusError as error:
             self._log.warning("can't tell the bus that %s leaves: %s", self._spec.worker, error)
 
+    def _serve_metrics(self) -> Gauge:
+        """Raises HeadstartError where the port is taken."""
+        spec = self._spec
+        registry = CollectorRegistry()
+        up = Gauge("headstart_worker_up", "1 while the worker takes requests", ["worker", "role"], registry=registry)
+        if spec.pool.metrics_port:
+            expose(f"{spec.role}.metrics_port", (spec.pool.host, spec.pool.metrics_port), registry, lambda: "", lambda: self._not_ready)
+        return up.labels(spec.worker, spec.role)
+
     def _asked_to_end(self, _signal: int, _frame: FrameType | None) -> None:
         if self._ending.is_set():
             self._forced.set()
@@ -213,18 +226,6 @@ def _port(spec: WorkerSpec) -> int:
         return free_port(spec.pool.host)
     check_free(f"{spec.role}.port", spec.pool.host, spec.pool.port)
     return spec.pool.port
-
-
-def _serve_metrics(spec: WorkerSpec) -> Gauge:
-    registry = CollectorRegistry()
-    up = Gauge("headstart_worker_up", "1 while the worker takes requests", ["worker", "role"], registry=registry)
-    if spec.pool.metrics_port:
-        try:
-            start_http_server(spec.pool.metrics_port, addr=spec.pool.host, registry=registry)
-        except OSError as error:
-            place = f"{spec.pool.host}:{spec.pool.metrics_port}"
-            raise HeadstartError(f"{spec.role}.metrics_port: can't listen on {place}: {error.strerror}; choose another port") from error
-    return up.labels(spec.worker, spec.role)
 
 
 def _get(url: str) -> bytes | None:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cachebus.errors import BusError
-from cachebus.peers import peer_addresses
+from cachebus.peer_places import peer_addresses
 from deploy.doctor import (
     check_disk,
     check_keys,

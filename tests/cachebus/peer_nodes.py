@@ -49,6 +49,8 @@ class Nodes:
             security.begin(self.keys)
             for number in range(count):
                 security.add(self.keys, str(number), "node", new_pair)
+            # For a node that comes later.
+            security.add(self.keys, "later", "node", new_pair)
         for number in range(count):
             run_dir = folder / f"node{number}"
             run_dir.mkdir()

@@ -48,6 +48,22 @@ def test_a_secret_that_others_can_read_is_refused(folder: Path, name: str) -> No
         Keyring(folder / "one")
 
 
+@pytest.mark.parametrize(("group", "mode", "taken"), [(4711, 0o440, True), (4711, 0o460, False), (4711, 0o444, False), (4712, 0o440, False)])
+def test_a_secret_of_roots_may_be_read_by_the_group_it_was_handed_to(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, group: int, mode: int, taken: bool
+) -> None:
+    for name in ("own.secret", "digest.key"):
+        os.chown(folder / "one" / name, 0, group)
+        (folder / "one" / name).chmod(mode)
+    monkeypatch.setattr(security.os, "getuid", lambda: 10001)
+    monkeypatch.setattr(security.os, "getgroups", lambda: [4711])
+    if taken:
+        Keyring(folder / "one")
+        return
+    with pytest.raises(BusError, match="chmod 600"):
+        Keyring(folder / "one")
+
+
 @pytest.mark.parametrize("name", ["own.secret", "own.public", "digest.key"])
 @pytest.mark.parametrize("damage", ["gone", "short"])
 def test_a_folder_that_is_not_whole_is_refused(folder: Path, name: str, damage: str) -> None:

@@ -16,7 +16,7 @@ from redis_server import RedisServer
 from tests_shared import DIGEST_KEY, Bus
 
 from cachebus.chunk import key_id
-from cachebus.peers import peer_addresses
+from cachebus.peer_places import peer_addresses
 from cachebus.settings import CacheSettings, SecuritySettings
 from deploy.doctor import measure_bus, measure_disk, measure_keys, measure_machine, measure_redis
 
