@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-COMPLETIONS, CHAT, MESSAGES = "/v1/completions", "/v1/chat/completions", "/v1/messages"
-GENERATING = (CHAT, COMPLETIONS, MESSAGES)
+COMPLETIONS, CHAT, MESSAGES, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses"
+GENERATING = (CHAT, COMPLETIONS, MESSAGES, RESPONSES)
 """What generates: these prompts are looked up in the cache and routed by it."""
-COUNT_TOKENS = "/v1/messages/count_tokens"
-ASKING = (COUNT_TOKENS,)
+EMBEDDINGS = "/v1/embeddings"
+ASKING = (EMBEDDINGS, "/v1/messages/count_tokens", "/tokenize", "/detokenize")
 """What any worker of the model answers without KV: these requests go on as they come."""
 
 

@@ -24,6 +24,7 @@ from router.errors import ApiError
 from router.gateway import Gateway
 from router.recent import Tracing
 from router.settings import RouterSettings
+from router.stored import routes as stored_routes
 
 
 def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "", tracing: Tracing | None = None) -> Starlette:
@@ -63,6 +64,7 @@ def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "", tr
     routes = [
         *(Route(path, GenerationEndpoint(gateway, path), methods=["POST"]) for path in GENERATING),
         *(Route(path, AskingEndpoint(gateway, path), methods=["POST"]) for path in ASKING),
+        *stored_routes(),
         Route("/v1/models", models),
         Route("/health", health),
         Route("/ready", ready),

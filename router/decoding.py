@@ -12,7 +12,7 @@ import aiohttp
 from starlette.types import Send
 
 from cachebus.messages import Report
-from router.apis import COMPLETIONS, is_anthropic
+from router.apis import COMPLETIONS, RESPONSES, is_anthropic
 from router.callers import Caller
 from router.dispatch import Route
 from router.door import Urgency
@@ -34,11 +34,14 @@ log = logging.getLogger("headstart.router")
 DECODE_ATTEMPTS = 3
 """Workers in a row that may fail without a token that the client did not have."""
 RETRY_SECONDS = 1
+_EVENTS_AHEAD = {RESPONSES: 2}
+"""Events that a stream begins with before its engine has computed anything (response.created, response.in_progress)."""
 
 
 @dataclass
 class Call:
-    """A request under way. ``sent``: whether its answer has begun; ``cached``: how many cached tokens its headers tell of.
+    """A request under way. ``sent``: whether its answer has begun; ``cached``: how many cached tokens its headers tell of;
+    ``events``: how many events of a stream its client has.
 
     ``explains``: whether its client asked why it goes the way it goes;
     ``transcript`` is what its client has of a stream that another worker could go on with.
@@ -52,6 +55,7 @@ class Call:
     route: str = "none"
     status: int = 500
     sent: bool = False
+    events: int = 0
     explains: bool = False
     urgency: Urgency = Urgency(0, float("inf"))  # noqa: RUF009 - it is frozen
     cached: int = 0
@@ -75,6 +79,7 @@ class Call:
 
     async def pass_on(self, data: bytes, *, more: bool = True) -> None:
         """Sends a piece of the body."""
+        self.events += data.count(EVENT_END)
         if data or not more:
             await self.send({"type": "http.response.body", "body": data, "more_body": more})
 
@@ -83,7 +88,7 @@ class Call:
         error = ApiError(504, "the answer was not ready by its deadline", code="deadline_exceeded")
         if not self.sent:
             raise error
-        await self.pass_on(error.event(self.path), more=False)
+        await self.pass_on(error.event(self.path, self.events), more=False)
 
 
 class Decoding:
@@ -176,7 +181,7 @@ class Decoding:
         await call.pass_on(whole, more=False)
 
     async def _stream(self, call: Call, leg: Leg, route: Route, answer: aiohttp.ClientResponse, expected: asyncio.Future[Report]) -> None:
-        piece = await _first_event(leg.worker, answer)
+        piece = await _beginning(leg.worker, answer, _EVENTS_AHEAD.get(self._path, 0))
         if not call.sent:
             headers = await self._begun(call, leg, route, expected)
             await call.begin(headers | {"content-type": answer.headers.get("content-type", "text/event-stream"), "cache-control": "no-cache"})
@@ -235,16 +240,16 @@ class Decoding:
         """Ends a stream whose worker died: an error event and no [DONE], so that no client takes it for the whole answer."""
         self._gateway.metrics.resumed.labels("broken off").inc()
         error = ApiError(502, "the worker that generated this answer died; the answer is incomplete", code="worker_died")
-        await call.pass_on(error.event(self._path), more=False)
+        await call.pass_on(error.event(self._path, call.events), more=False)
 
 
-async def _first_event(worker: str, answer: aiohttp.ClientResponse) -> bytes:
-    """The stream's beginning, at least one event of it. Raises LegFailed where that is the engine's own failure.
+async def _beginning(worker: str, answer: aiohttp.ClientResponse, ahead: int) -> bytes:
+    """The stream's beginning, at least one event more than ``ahead``. Raises LegFailed where it is the engine's own failure.
 
     vLLM has answered 200 by the time it finds its engine dead; nothing has reached the client yet, so another worker can take over.
     """
     first = b""
-    while b"\n\n" not in first:
+    while first.count(EVENT_END) <= ahead:
         piece = await answer.content.readany()
         if not piece:
             break

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cachebus.messages import Worker
-from router.apis import MESSAGES
+from router.apis import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from router.callers import Terms, caller_of
 from router.caps import check_body, check_prompt
 from router.decoding import RETRY_SECONDS, Call, Decoding
@@ -21,12 +21,14 @@ from router.dispatch import Route
 from router.door import urgency_of
 from router.errors import ApiError, refusal
 from router.explain import EXPLAIN
-from router.fields import DecodeRequest, is_cacheable, parse_body, plain_prompt
+from router.fields import DecodeRequest, parse_body, plain_prompt
 from router.gateway import Gateway
 from router.legs import EngineAnswer, LegBroken, LegFailed
 from router.policies import Ask
+from router.prompts import is_cacheable
 from router.remembered import text_of
 from router.settings import RouterSettings
+from router.stored import UNSTORED, check_stored
 from router.timeline import followed, phase
 
 log = logging.getLogger("headstart.router")
@@ -124,6 +126,8 @@ class GenerationEndpoint(Endpoint):
     async def _run(self, call: Call, raw: bytes) -> None:
         body = parse_body(raw)
         check_body(self._gateway.settings, raw, body)
+        if self._path == RESPONSES:
+            check_stored(body)
         worker = self._gateway.any_decode_worker(body.get("model") or None)
         if self._path == MESSAGES and call.caller.terms.salt and not worker.takes_prompt_token_ids:
             raise _saltless()
@@ -147,7 +151,8 @@ class GenerationEndpoint(Endpoint):
             timeline.prepared(route.ask.model, len(token_ids or ()), route.ways)
         try:
             self._gateway.check_prefill(route)
-            await self._decoding.run(call, DecodeRequest(body, token_ids if splittable and given is None else None, raw), route)
+            added = UNSTORED if self._path == RESPONSES else {}
+            await self._decoding.run(call, DecodeRequest(body, token_ids if splittable and given is None else None, raw, added), route)
         finally:
             if route.flight is not None:
                 dispatcher.flights.end(route.flight, computed=False)
@@ -171,8 +176,8 @@ class GenerationEndpoint(Endpoint):
 
 
 def _renders(worker: Worker, path: str) -> bool:
-    """Whether the worker's engine tells a prompt's ids: vLLM 0.25 does not for messages, and takes no ids beside chats either."""
-    return path != MESSAGES or worker.takes_prompt_token_ids
+    """Whether the worker's engine tells a prompt's ids: vLLM 0.25, which takes none beside chats, does so for these two alone."""
+    return path in (CHAT, COMPLETIONS) or worker.takes_prompt_token_ids
 
 
 def _saltless() -> ApiError:

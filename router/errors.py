@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from starlette.responses import Response
 
-from router.apis import is_anthropic
+from router.apis import RESPONSES, is_anthropic
 
 _ANTHROPIC = {
     401: "authentication_error",
@@ -36,8 +36,11 @@ class ApiError(Exception):
         kind = "not_found_error" if self.status == 404 else "invalid_request_error" if self.status < 500 else "server_error"
         return msgspec.json.encode({"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}})
 
-    def event(self, path: str) -> bytes:
-        """How a stream of the API of ``path`` tells it."""
+    def event(self, path: str, number: int) -> bytes:
+        """How a stream of the API of ``path``, of which ``number`` events were sent, tells it."""
+        if path == RESPONSES:
+            said = {"type": "error", "code": self.code, "message": str(self), "param": self.param, "sequence_number": number}
+            return b"event: error\ndata: " + msgspec.json.encode(said) + b"\n\n"
         return (b"event: error\n" if is_anthropic(path) else b"") + b"data: " + self.body(path) + b"\n\n"
 
     def response(self, headers: dict[str, str], path: str = "") -> Response:

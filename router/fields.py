@@ -7,15 +7,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from router.apis import COMPLETIONS, MESSAGES
+from router.apis import COMPLETIONS
 from router.callers import Terms
 from router.errors import ApiError
 
 _ROUTERS_OWN = ("kv_transfer_params", "ec_transfer_params", "cache_salt")
 _ROUTERS_OWN_XARGS = (*_ROUTERS_OWN, "kv_cache_report_mode")
 _TRANSFER = "headstart"
-_TEXTUAL = ("text", "refusal", "thinking", "redacted_thinking", "tool_use", "tool_result", "tool_reference", "tool_addition", "tool_removal")
-"""Types of the parts of a message that its text says whole."""
 
 
 class DecodeRequest(NamedTuple):
@@ -74,17 +72,6 @@ def is_splittable(path: str, body: dict[str, Any]) -> bool:
     return not (several or any(alone) or body.get("prompt_logprobs") is not None)
 
 
-def is_cacheable(path: str, body: dict[str, Any]) -> bool:
-    """Whether the request is one prompt whose KV its token ids name, and the engine renders these as it serves them.
-
-    What is more than text (images, sound) has KV of its own. Where thinking is disabled vLLM asks the chat template for less of it by
-    a word that its renderer does not look up.
-    """
-    if path == MESSAGES and isinstance(body.get("thinking"), dict) and body["thinking"].get("type") == "disabled":
-        return False
-    return is_splittable(path, body) and (path == COMPLETIONS or _is_text(body.get("messages")))
-
-
 def prefill_body(model: str, token_ids: Sequence[int], transfer_id: str, terms: Terms) -> bytes:
     """The prefill leg: the prompt's ids for one token, so none of the client's fields can leak into it or out of it."""
     request: dict[str, Any] = {
@@ -125,17 +112,6 @@ def _transfer(transfer_id: str, leg: str, terms: Terms) -> dict[str, Any]:
 
 def _salted(terms: Terms) -> dict[str, str]:
     return {"cache_salt": terms.salt} if terms.salt else {}
-
-
-def _is_text(messages: Any) -> bool:
-    """Whether messages are text, calls of tools and their results alone; what is no list of messages is the engine's to refuse."""
-    contents = [message.get("content") for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
-    while contents:
-        parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
-        if any(part.get("type") not in _TEXTUAL for part in parts):
-            return False
-        contents = [part.get("content") for part in parts]
-    return True
 
 
 def _one_list_of_ids(body: dict[str, Any]) -> list[int] | None:

@@ -88,7 +88,7 @@ def text_of(body: dict[str, object]) -> bytes:
     prompt = body.get("prompt")
     if isinstance(prompt, str):
         return prompt.encode("utf-8", "surrogatepass")
-    return msgspec.json.encode([body.get("tools"), body.get("system"), body.get("messages"), prompt])
+    return msgspec.json.encode([body.get("tools"), body.get("system") or body.get("instructions"), body.get("messages") or body.get("input"), prompt])
 
 
 def _names(space: bytes, text: bytes) -> Iterator[bytes]:

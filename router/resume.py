@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from router.apis import COMPLETIONS, MESSAGES
+from router.apis import CHAT, COMPLETIONS
 from router.fields import DecodeRequest, is_splittable
 from router.transcript import Transcript
 
@@ -34,7 +34,7 @@ def transcript_for(path: str, body: dict[str, Any]) -> Transcript | None:
     temperature, stop = body.get("temperature"), body.get("stop") or []
     greedy = type(temperature) in (int, float) and temperature == 0
     alone = body.get("n") in (None, 1) and not body.get("best_of") and body.get("include_reasoning") is not False
-    if path == MESSAGES or not (body.get("stream") is True and greedy and alone and is_splittable(path, body)):
+    if path not in (CHAT, COMPLETIONS) or not (body.get("stream") is True and greedy and alone and is_splittable(path, body)):
         return None
     stops = [stop] if isinstance(stop, str) else [text for text in stop if isinstance(text, str)] if isinstance(stop, list) else []
     return Transcript(ids_wanted=body.get("return_token_ids") is True, stop=stops, in_output=body.get("include_stop_str_in_output") is True)

@@ -26,7 +26,7 @@ from cachebus.messages import Commit, NewEntry, Report, Reserve, Reserved, Writt
 from cachebus.messages_hbm import OpenHbm, ReportHbm
 
 CHUNK = 256
-KINDS = ("completions", "chat/completions", "messages")
+KINDS = ("completions", "chat/completions", "messages", "responses")
 
 
 class EngineDouble:
@@ -42,7 +42,7 @@ class EngineDouble:
         self.hold = threading.Event()
         self.hold.set()
         self.die_after_pieces = -1
-        self.reports = True
+        self.reports, self.lacks_route = True, False
         self.pieces: list[bytes] | None = None
         self._client = bus.client()
         listener = socket.socket()
@@ -50,7 +50,7 @@ class EngineDouble:
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         routes = [Route(f"/v1/{kind}/render", self._render, methods=["POST"]) for kind in KINDS]
         routes += [Route(f"/v1/{kind}", self._generate, methods=["POST"]) for kind in KINDS]
-        routes += [Route("/v1/messages/count_tokens", self._count, methods=["POST"])]
+        routes += [Route(path, self._count, methods=["POST"]) for path in ("/v1/messages/count_tokens", "/v1/embeddings", "/tokenize", "/detokenize")]
         self._server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_config=None, timeout_graceful_shutdown=1))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
         self._thread.start()
@@ -81,6 +81,8 @@ class EngineDouble:
 
     async def _count(self, request: Request) -> Response:
         self.bodies.append(await request.json())
+        if self.lacks_route:
+            return JSONResponse({"detail": "Not Found"}, 404)
         if self.status != 200:
             return JSONResponse({"error": {"message": "no", "type": "x", "param": None, "code": self.status}}, self.status)
         return JSONResponse({"input_tokens": 5})
@@ -109,6 +111,8 @@ class EngineDouble:
             )
         if request.url.path == "/v1/messages":
             return self._message(len(ids), stream=bool(body.get("stream")))
+        if request.url.path == "/v1/responses":
+            return self._response(len(ids), stream=bool(body.get("stream")))
         usage = {"prompt_tokens": len(ids), "total_tokens": len(ids) + 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 77}}
         if not body.get("stream"):
             return JSONResponse({"choices": [{"text": f"{len(ids)} tokens"}], "usage": usage, "kv_transfer_params": {"secret": 1}})
@@ -127,6 +131,23 @@ class EngineDouble:
             {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": usage},
             {"type": "message_stop"},
         ]
+        return self._named(events)
+
+    def _response(self, tokens: int, *, stream: bool) -> Response:
+        details = {"cached_tokens": 7, "cached_tokens_per_turn": []}
+        usage = {"input_tokens": tokens, "input_tokens_details": details, "output_tokens": 2, "total_tokens": tokens + 2}
+        response = {"id": "resp_1", "object": "response", "usage": usage, "kv_transfer_params": {"secret": 1}}
+        if not stream:
+            return JSONResponse(response)
+        empty = {"id": "resp_1", "object": "response", "usage": None}
+        events = [
+            *({"type": f"response.{name}", "response": empty} for name in ("created", "in_progress")),
+            *({"type": "response.output_text.delta", "delta": text} for text in "ab"),
+            {"type": "response.completed", "response": response | {"kv_transfer_params": None}},
+        ]
+        return self._named([event | {"sequence_number": number} for number, event in enumerate(events)])
+
+    def _named(self, events: list[dict[str, Any]]) -> Response:
         encoded = [f"event: {event['type']}\ndata: {json.dumps(event, separators=(',', ':'))}\n\n".encode() for event in events]
         return StreamingResponse(self._pieces(self.pieces or encoded), media_type="text/event-stream")
 
@@ -160,7 +181,8 @@ class EngineDouble:
 
 
 def _text(body: dict[str, Any]) -> str:
-    contents = [message["content"] for message in body.get("messages") or []]
+    given = body.get("messages") or body.get("input") or []
+    contents = [given] if isinstance(given, str) else [item.get("content", "") for item in given]
     return str(body.get("system", "")) + "".join(content if isinstance(content, str) else json.dumps(content) for content in contents)
 
 
