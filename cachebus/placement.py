@@ -30,8 +30,8 @@ class Order(Protocol):
     def drop(self, slot: int) -> None:
         """The slot is gone for another reason; unknown slots are passed over."""
 
-    def evict(self, may_go: Callable[[int], bool]) -> int | None:
-        """Takes out the first slot that may go; None where none may."""
+    def evict(self, may_go: Callable[[int], bool], looks_max: int | None = None) -> int | None:
+        """Takes out the first slot that may go; None where none may. ``looks_max``: how many slots of a queue are asked about at most."""
 
     def coldest(self, count: int) -> list[int]:
         """The next ``count`` candidates, without taking them."""
@@ -58,8 +58,8 @@ class Lru:
     def drop(self, slot: int) -> None:
         self._slots.pop(slot, None)
 
-    def evict(self, may_go: Callable[[int], bool]) -> int | None:
-        for slot in self._slots:
+    def evict(self, may_go: Callable[[int], bool], looks_max: int | None = None) -> int | None:
+        for slot in islice(self._slots, looks_max):
             if may_go(slot):
                 del self._slots[slot]
                 return slot
@@ -92,25 +92,57 @@ class S3Fifo:
             self._small.pop(slot, None)
             self._main.pop(slot, None)
 
-    def evict(self, may_go: Callable[[int], bool]) -> int | None:
-        # Each pass takes a use from a slot or moves it on, so this many passes have seen every slot without uses.
-        for _ in range((_USES_MAX + 2) * len(self._uses)):
-            from_small = len(self._small) * _SMALL_SHARE >= len(self._uses) or not self._main
-            queue = self._small if from_small else self._main
-            slot, key = queue.popitem(last=False)
-            if self._uses[slot]:
-                self._uses[slot] = 0 if from_small else self._uses[slot] - 1
-                self._main[slot] = key
-            elif may_go(slot):
-                del self._uses[slot]
-                if from_small:
-                    self._ghosts[key] = None
-                    if len(self._ghosts) > len(self._uses):
-                        self._ghosts.popitem(last=False)
+    def evict(self, may_go: Callable[[int], bool], looks_max: int | None = None) -> int | None:
+        if len(self._small) * _SMALL_SHARE >= len(self._uses) and (slot := self._from_small(may_go, looks_max)) is not None:
+            return slot
+        # Each pass takes a use from every slot that may go, so after so many one without uses was seen.
+        for _ in range(_USES_MAX + 1):
+            if (slot := self._from_main(may_go, looks_max)) is not None:
                 return slot
-            else:
-                self._main[slot] = key
-        return None
+        return self._from_small(may_go, looks_max, share=0)
 
     def coldest(self, count: int) -> list[int]:
         return [*islice(self._small, count), *islice(self._main, count)][:count]
+
+    def _from_small(self, may_go: Callable[[int], bool], looks_max: int | None, share: int = _SMALL_SHARE) -> int | None:
+        """The first slot that nobody asked for again; those before it that somebody did are in the main queue from now on."""
+        moved: list[int] = []
+        found = None
+        for slot in islice(self._small, looks_max):
+            if share and (len(self._small) - len(moved)) * share < len(self._uses):
+                break
+            # What may not go now keeps its place and its uses.
+            if not may_go(slot):
+                continue
+            if not self._uses[slot]:
+                found = slot
+                break
+            moved.append(slot)
+        for slot in moved:
+            self._uses[slot] = 0
+            self._main[slot] = self._small.pop(slot)
+        if found is not None:
+            self._ghosts[self._small.pop(found)] = None
+            del self._uses[found]
+            if len(self._ghosts) > len(self._uses):
+                self._ghosts.popitem(last=False)
+        return found
+
+    def _from_main(self, may_go: Callable[[int], bool], looks_max: int | None) -> int | None:
+        """The first slot without uses; those before it have one less and go to the end."""
+        moved: list[int] = []
+        found = None
+        for slot in islice(self._main, looks_max):
+            if not may_go(slot):
+                continue
+            if not self._uses[slot]:
+                found = slot
+                break
+            moved.append(slot)
+        for slot in moved:
+            self._uses[slot] -= 1
+            self._main.move_to_end(slot)
+        if found is not None:
+            del self._main[found]
+            del self._uses[found]
+        return found

@@ -17,6 +17,9 @@ from cachebus.placement import Lru, Order, Policy, order
 from cachebus.table import Record, State
 from cachebus.wire import Tier
 
+COPIED_AMONG = 256
+"""Among so many of the coldest entries one is looked for that a lower tier has, too; without lower tiers there is none."""
+
 
 @dataclass(slots=True, eq=False)
 class Entry:
@@ -132,7 +135,7 @@ class Shelf:
                 return None, gone
         self._over.discard(wanted.tenant)
         while (offset := self._extents.allocate(need) if self._free_slots else None) is None:
-            if not self._evict(gone, lambda entry: entry.copied) and not self._evict(gone, lambda entry: True):
+            if not self._evict(gone, lambda entry: entry.copied, looks_max=COPIED_AMONG) and not self._evict(gone, lambda entry: True):
                 return None, gone
         self._generation += 1
         entry = Entry(
@@ -270,11 +273,11 @@ class Shelf:
         assert sum(self._tenants.values()) == self.used_bytes
         assert all(entry.readers >= 0 for entry in self.entries.values())
 
-    def _evict(self, gone: list[Entry], chosen: Callable[[Entry], bool], of: bytes | None = None) -> bool:
+    def _evict(self, gone: list[Entry], chosen: Callable[[Entry], bool], of: bytes | None = None, looks_max: int | None = None) -> bool:
         if self.frozen:
             return False
         for queue in (self._tails, self._chunks):
-            slot = queue.evict(lambda slot: self._goes(self.entries[slot], chosen, of))
+            slot = queue.evict(lambda slot: self._goes(self.entries[slot], chosen, of), looks_max)
             if slot is not None:
                 entry = self.entries[slot]
                 self.free(entry)
