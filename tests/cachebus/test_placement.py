@@ -63,13 +63,14 @@ def test_all_of_the_small_queue_goes_at_last_though_it_has_less_than_its_share()
     assert gone(order, lambda slot: slot >= 95, 6) == [95, 96, 97, 98, 99, None]
 
 
-def placed(shelf: Shelf, tenant: bytes, keys: Sequence[bytes]) -> list[bytes]:
+def placed(shelf: Shelf, tenant: bytes, keys: Sequence[bytes], copied: bool) -> list[bytes]:
     """Stores an entry for each key; the keys of what had to go for them."""
     went = []
     for key in keys:
         entry, evicted = shelf.place(Wanted(key, 4096, LAYOUT, tenant=tenant))
         assert entry is not None
         shelf.commit(entry, b"digest", 0)
+        entry.copied = copied
         went += [one.key for one in evicted]
     return went
 
@@ -78,12 +79,10 @@ def placed(shelf: Shelf, tenant: bytes, keys: Sequence[bytes]) -> list[bytes]:
 def test_prompts_that_come_once_do_not_flush_what_was_asked_for_again(copied: bool) -> None:
     shelf = Shelf(4096 * 100, 200, "s3fifo")
     again = [b"again %d" % n for n in range(60)]
-    assert placed(shelf, b"a", again) == []
+    assert placed(shelf, b"a", again, copied) == []
     for wave in range(3):
         for key in again:
             shelf.use(shelf.index[key], 1)
-        for entry in shelf.index.values():
-            entry.copied = copied
-        went = placed(shelf, b"b", [b"once %d %d" % (wave, n) for n in range(200)])
+        went = placed(shelf, b"b", [b"once %d %d" % (wave, n) for n in range(200)], copied)
         assert len(went) >= 160
         assert not set(went) & set(again)
