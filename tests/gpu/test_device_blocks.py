@@ -5,13 +5,13 @@ from __future__ import annotations
 import mmap
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from blake3 import blake3
 
-from cachebus.engine.blocks import Entry, open_blocks
+from cachebus.engine.blocks import Entry, address_of, open_blocks
 from cachebus.engine.device_blocks import _Alike
 
 pytestmark = pytest.mark.gpu
@@ -25,8 +25,12 @@ SHARE_OF_BUS_MIN = {"neighbours": 0.75, "shuffled": 0.45}
 
 
 @pytest.fixture(scope="module")
-def region() -> memoryview:
-    return memoryview(mmap.mmap(-1, CHUNKS * CHUNK_BYTES))
+def region() -> Iterator[memoryview]:
+    memory = memoryview(mmap.mmap(-1, CHUNKS * CHUNK_BYTES))
+    yield memory
+    # Or whatever is mapped there next is read by the GPU as these bytes.
+    torch.cuda.synchronize()
+    assert torch.cuda.cudart().cudaHostUnregister(address_of(memory)).value == 0
 
 
 def caches() -> dict[str, torch.Tensor]:
