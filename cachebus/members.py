@@ -45,6 +45,8 @@ class Members:
         if request.worker not in self.engines:
             reply = Denied(f"the engine of {request.worker} has not registered with this bus")
             return [Answer(client, ticket, reply)]
+        if confusion := self._confusion(request):
+            return [Answer(client, ticket, Denied(confusion))]
         self._workers[request.worker] = request
         return [Answer(client, ticket, reply), *self._announce(request.worker)]
 
@@ -97,6 +99,16 @@ class Members:
         if worker.holder != holder:
             raise BusError(f"only the supervisor of {name} may say what is in its HBM")
 
+    def _confusion(self, request: RegisterWorker) -> str:
+        """Which name would mean something else at this worker than at a living one; "" where none would."""
+        mine = _meanings(request)
+        for other in self._workers.values():
+            theirs = _meanings(other)
+            for name in mine.keys() & theirs.keys():
+                if other.worker != request.worker and mine[name] != theirs[name]:
+                    return f"{name} is {mine[name]} at {request.worker} and {theirs[name]} at {other.worker}: give one of them another name"
+        return ""
+
     def _view(self, name: str) -> Worker:
         worker, engine = self._workers[name], self.engines[name]
         return Worker(
@@ -112,7 +124,13 @@ class Members:
             draining=name in self._draining,
             chunk_bytes=engine.chunk_bytes,
             parts=engine.namespace_parts | engine.layout_parts,
+            adapters=worker.adapters,
         )
+
+
+def _meanings(worker: RegisterWorker) -> dict[str, str]:
+    """What each name stands for that clients may ask a worker for."""
+    return {worker.model: "a model", **{name: f"adapter {digest[:12]} of {worker.model}" for name, digest in worker.adapters.items()}}
 
 
 def _differences(one: RegisterEngine, other: RegisterEngine) -> list[str]:

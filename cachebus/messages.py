@@ -29,10 +29,7 @@ class Ping(Message, frozen=True):
 
 
 class Snapshot(Message, frozen=True):
-    """Asks for the whole directory and all workers, as of one event sequence number.
-
-    With ``epoch`` and ``seq``, the last batch that the asker applied: for what it missed since, where that is still known.
-    """
+    """Asks for the whole directory and all workers, as of one event; or for what came after the batch ``seq`` of ``epoch``, where that is known."""
 
     epoch: int = -1
     seq: int = -1
@@ -192,7 +189,7 @@ class Clear(Message, frozen=True):
 
 
 class RegisterWorker(Message, frozen=True):
-    """A worker whose HTTP server answers and that takes requests. Repeated after every restart of the daemon."""
+    """A worker whose HTTP server answers and that takes requests. Repeated after a daemon's restart. ``adapters``: LoRA weights' digests by name."""
 
     worker: str
     role: Role
@@ -201,6 +198,7 @@ class RegisterWorker(Message, frozen=True):
     model: str
     max_model_len: int
     takes_prompt_token_ids: bool
+    adapters: dict[str, str] = {}  # noqa: RUF012 - msgspec gives each message its own
 
 
 class Drain(Message, frozen=True):
@@ -314,6 +312,7 @@ class Worker(Message, frozen=True):
     chunk_bytes: int = 0
     parts: dict[str, str] = {}  # noqa: RUF012 - msgspec gives each message its own
     node: str = ""
+    adapters: dict[str, str] = {}  # noqa: RUF012 - msgspec gives each message its own
 
 
 class SnapshotReply(Message, frozen=True):

@@ -45,9 +45,18 @@ class ModelSettings(Section, frozen=True):
     """Run without compiled graphs: a faster start, a slower engine on GPUs"""
     seed: int = 0
     """Seed of the engine"""
+    adapters: list[str] = []  # noqa: RUF012 - msgspec gives each its own
+    """LoRA adapters that every worker serves beside the model: NAME=FOLDER, NAME as clients have it in `model`"""
+
+    def named_adapters(self) -> dict[str, str]:
+        """Folders by name."""
+        return {name: folder for name, _, folder in (adapter.partition("=") for adapter in self.adapters)}
 
     def problems(self) -> list[Problem]:
         problems = negative(self, "max_model_len", "block_size", "seed")
+        problems += [("adapters", f"{adapter!r} is not NAME=FOLDER") for adapter in self.adapters if not all(adapter.partition("="))]
+        if len(self.named_adapters()) < len(self.adapters) or (self.served_name or self.name) in self.named_adapters():
+            problems.append(("adapters", "two have the same name, or one has the model's"))
         if self.tensor_parallel_size < 1:
             problems.append(("tensor_parallel_size", f"{self.tensor_parallel_size} is less than 1"))
         return problems

@@ -50,10 +50,12 @@ def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "", tr
         return PlainTextResponse(missing + "\n", 503)
 
     async def models(_request: Request) -> Response:
-        served = {w.model: w.max_model_len for w in gateway.watch.replica.workers.values() if w.role == "decode"}
+        decoding = [w for w in gateway.watch.replica.workers.values() if w.role == "decode"]
+        served = {name: (w.model, w.max_model_len) for w in decoding for name in (w.model, *w.adapters)}
         data = [
             {"id": name, "object": "model", "created": started, "owned_by": "headstart", "max_model_len": length}
-            for name, length in sorted(served.items())
+            | ({"parent": model} if name != model else {})
+            for name, (model, length) in sorted(served.items())
         ]
         return JSONResponse({"object": "list", "data": data})
 

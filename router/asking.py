@@ -30,11 +30,12 @@ class AskingEndpoint(Endpoint):
         body = parse_body(raw)
         check_body(self._gateway.settings, raw, body)
         worker = self._gateway.any_decode_worker(body.get("model") or None)
+        model = body.get("model") or worker.model
         try:
-            _, found = await self._anywhere(worker, lambda asked: self._gateway.legs.ask(asked, self._path, raw, call.request_id))
+            _, found = await self._anywhere(worker, model, lambda asked: self._gateway.legs.ask(asked, self._path, raw, call.request_id))
         except EngineAnswer as answer:
             if answer.status == 404 and _has_no_route(answer.body):
-                raise ApiError(404, f"The model `{worker.model}` does not serve {self._path}.", code="unsupported_by_model") from answer
+                raise ApiError(404, f"The model `{model}` does not serve {self._path}.", code="unsupported_by_model") from answer
             raise
         return found
 

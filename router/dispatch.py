@@ -69,11 +69,11 @@ class Dispatcher:
         self.flights = Flights(watch.replica, lambda flight: colleagues.end(flight.claim))
         self.reports = Reports()
 
-    def keys(self, worker: Worker, token_ids: Sequence[int], terms: Terms) -> list[bytes]:
-        """The names of a prompt's chunks, as the worker's engine names them."""
-        return chunk_keys(root_key(worker.namespace, terms.salt), token_ids, worker.chunk_size)
+    def keys(self, worker: Worker, model: str, token_ids: Sequence[int], terms: Terms) -> list[bytes]:
+        """The names of a prompt's chunks, as the worker's engine names them for that model or adapter."""
+        return chunk_keys(root_key(worker.namespace, terms.salt, worker.adapters.get(model, "")), token_ids, worker.chunk_size)
 
-    def straight(self, worker: Worker, guess: Guess) -> Route | None:
+    def straight(self, worker: Worker, model: str, guess: Guess) -> Route | None:
         """The way of a prompt that goes straight to decode by what is guessed of it; None where more should be known first.
 
         Too little may be missing for a prefill worker, and it may not come near ``router.prompt_tokens_max``; what is too long for the engine that
@@ -81,25 +81,25 @@ class Dispatcher:
         """
         if self._settings.prompt_tokens_max and guess.tokens > _SURE * self._settings.prompt_tokens_max:
             return None
-        ask = Ask(worker.model, guess.keys, guess.tokens, worker.chunk_size, worker.chunk_bytes)
+        ask = Ask(model, guess.keys, guess.tokens, worker.chunk_size, worker.chunk_bytes)
         ways = self.policy.ways(ask, time.monotonic())
         if not ways or ways[0].prefill or ways[0].tokens >= self._settings.prefill_tokens_min:
             return None
         return Route(False, ask, ways=ways)
 
-    async def prepare(self, worker: Worker, token_ids: Sequence[int], request_id: str, terms: Terms) -> Route:
-        """Returns when the decode leg may start. ``worker`` is any that serves the model: all share its namespace.
+    async def prepare(self, worker: Worker, model: str, token_ids: Sequence[int], request_id: str, terms: Terms) -> Route:
+        """Returns when the decode leg may start. ``worker`` is any that serves the model, or adapter: all share its namespace.
 
         A prompt that somebody is computing waits for that, where the policy thinks that this is the sooner. Any other goes through a prefill
         worker, or to decode at once, as the policy has it; always to decode where there is no prefill worker.
         """
         replica = self._watch.replica
-        plain = Ask(worker.model)
+        plain = Ask(model)
         if len(token_ids) >= worker.max_model_len:
             # No prefill helps a prompt that the engine will refuse in its own words.
             return Route(False, plain)
-        keys = self.keys(worker, token_ids, terms)
-        ask = Ask(worker.model, keys, len(token_ids), worker.chunk_size, worker.chunk_bytes)
+        keys = self.keys(worker, model, token_ids, terms)
+        ask = Ask(model, keys, len(token_ids), worker.chunk_size, worker.chunk_bytes)
         if not terms.store:
             # Nobody can pull what is not stored: neither its own decode worker, nor who would wait for it.
             return Route(False, ask)
@@ -191,7 +191,7 @@ class Dispatcher:
             leg = self._fleet.begin(worker, chosen.way.compute, begun)
             outcome = "aborted"
             try:
-                await self._legs.prefill(worker, token_ids, transfer_id, request_id, terms)
+                await self._legs.prefill(worker, ask.model, token_ids, transfer_id, request_id, terms)
                 outcome = "done"
                 took = time.monotonic() - begun
                 log.debug("request %s: prefill on %s took %.3f s, thought %.3f s", request_id, worker.worker, took, chosen.way.own)

@@ -93,8 +93,8 @@ class Endpoint(ABC):
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
 
-    async def _anywhere(self, worker: Worker, ask: Callable[[Worker], Awaitable[Found]]) -> tuple[Worker, Found]:
-        """What a decode worker says, ``worker`` or another one of its model where that one fails, and which it was."""
+    async def _anywhere(self, worker: Worker, model: str, ask: Callable[[Worker], Awaitable[Found]]) -> tuple[Worker, Found]:
+        """What a decode worker says, ``worker`` or another one that serves the model where that one fails, and which it was."""
         gateway = self._gateway
         tried: set[str] = set()
         while True:
@@ -105,7 +105,7 @@ class Endpoint(ABC):
                 tried.add(worker.worker)
                 if not gateway.retries.take(time.monotonic()):
                     raise ApiError(502, "the decode worker asked failed", code="workers_failed", retry_seconds=RETRY_SECONDS) from error
-                worker = gateway.any_decode_worker(worker.model, tried)
+                worker = gateway.any_decode_worker(model, tried)
 
     async def _answer(self, call: Call, scope: Scope, receive: Receive, response: Response) -> None:
         call.status = response.status_code
@@ -129,6 +129,7 @@ class GenerationEndpoint(Endpoint):
         if self._path == RESPONSES:
             check_stored(body)
         worker = self._gateway.any_decode_worker(body.get("model") or None)
+        model = body.get("model") or worker.model
         if self._path == MESSAGES and call.caller.terms.salt and not worker.takes_prompt_token_ids:
             raise _saltless()
         splittable = is_cacheable(self._path, body) and _renders(worker, self._path)
@@ -136,16 +137,16 @@ class GenerationEndpoint(Endpoint):
         token_ids: Sequence[int] | None = given
         dispatcher = self._gateway.dispatcher
         shortcut: Route | None = None
-        if splittable and given is None and self._gateway.lengths.tokens_max(worker.model, len(raw)) >= self._gateway.settings.prefill_tokens_min:
-            shortcut, worker, token_ids = await self._look_up(worker, body, raw, call.caller.terms)
+        if splittable and given is None and self._gateway.lengths.tokens_max(model, len(raw)) >= self._gateway.settings.prefill_tokens_min:
+            shortcut, worker, token_ids = await self._look_up(worker, model, body, raw, call.caller.terms)
         if shortcut is not None:
             call.caller.meter.prompt_is(shortcut.ask.tokens)
         if token_ids is not None:
             check_prompt(self._gateway.settings, len(token_ids))
             call.caller.meter.prompt_is(len(token_ids))
-        route = shortcut or Route(False, Ask(worker.model))
+        route = shortcut or Route(False, Ask(model))
         if splittable and token_ids is not None:
-            route = await dispatcher.prepare(worker, token_ids, call.request_id, call.caller.terms)
+            route = await dispatcher.prepare(worker, model, token_ids, call.request_id, call.caller.terms)
         call.route = route.name
         if (timeline := followed()) is not None:
             timeline.prepared(route.ask.model, len(token_ids or ()), route.ways)
@@ -157,22 +158,24 @@ class GenerationEndpoint(Endpoint):
             if route.flight is not None:
                 dispatcher.flights.end(route.flight, computed=False)
 
-    async def _look_up(self, worker: Worker, body: dict[str, Any], raw: bytes, terms: Terms) -> tuple[Route | None, Worker, list[int] | None]:
+    async def _look_up(
+        self, worker: Worker, model: str, body: dict[str, Any], raw: bytes, terms: Terms
+    ) -> tuple[Route | None, Worker, list[int] | None]:
         """A route straight to decode where the prompt is known but for its end; else its ids. And the worker that told, or any."""
         gateway = self._gateway
-        space, text = f"{worker.model}\0{terms.salt}\0{self._path}".encode(), text_of(body)
+        space, text = f"{model}\0{terms.salt}\0{self._path}".encode(), text_of(body)
         guess = gateway.remembered.find(space, text, worker.chunk_size)
-        if guess is not None and (known := gateway.dispatcher.straight(worker, guess)) is not None:
+        if guess is not None and (known := gateway.dispatcher.straight(worker, model, guess)) is not None:
             return known, worker, None
-        worker, token_ids = await self._render(worker, body)
+        worker, token_ids = await self._render(worker, model, body)
         if token_ids is not None:
-            gateway.lengths.learn(worker.model, len(raw), len(token_ids))
-            gateway.remembered.add(space, text, len(token_ids), gateway.dispatcher.keys(worker, token_ids, terms))
+            gateway.lengths.learn(model, len(raw), len(token_ids))
+            gateway.remembered.add(space, text, len(token_ids), gateway.dispatcher.keys(worker, model, token_ids, terms))
         return None, worker, token_ids
 
-    async def _render(self, worker: Worker, body: dict[str, Any]) -> tuple[Worker, list[int] | None]:
+    async def _render(self, worker: Worker, model: str, body: dict[str, Any]) -> tuple[Worker, list[int] | None]:
         """The prompt's ids, and the worker that rendered them."""
-        return await self._anywhere(worker, lambda asked: self._gateway.legs.render(asked, self._path, body))
+        return await self._anywhere(worker, model, lambda asked: self._gateway.legs.render(asked, self._path, body))
 
 
 def _renders(worker: Worker, path: str) -> bool:

@@ -23,9 +23,14 @@ _TOKENS_ASSUMED = 128.0
 """Tokens of an answer, until some have ended."""
 
 
+def serves(worker: Worker, model: str) -> bool:
+    """Whether clients find that model, or LoRA adapter, there."""
+    return model == worker.model or model in worker.adapters
+
+
 def candidates(workers: Iterable[Worker], role: Role, model: str | None, without: Collection[str] = ()) -> list[Worker]:
     """Those that may take a leg: of ``role``, serving ``model`` (None: any), not draining, none of ``without``."""
-    return [w for w in workers if w.role == role and not w.draining and model in (None, w.model) and w.worker not in without]
+    return [w for w in workers if w.role == role and not w.draining and (model is None or serves(w, model)) and w.worker not in without]
 
 
 _NOTHING = WorkerLoad(0, 0, 0.0)

@@ -17,7 +17,7 @@ from router.admission import Admission
 from router.dispatch import Dispatcher, Route
 from router.door import Door
 from router.errors import ApiError
-from router.fleet import Fleet, candidates
+from router.fleet import Fleet, candidates, serves
 from router.legs import Legs
 from router.lengths import Lengths
 from router.limits import Limiter
@@ -112,7 +112,7 @@ class Gateway:
     def any_decode_worker(self, model: str | None, without: Collection[str] = ()) -> Worker:
         """A decode worker that serves the model, to ask it something. Raises ApiError (404, 503)."""
         workers = [w for w in self.watch.replica.workers.values() if w.role == "decode"]
-        if workers and model is not None and all(w.model != model for w in workers):
+        if workers and model is not None and not any(serves(w, model) for w in workers):
             raise ApiError(404, f"The model `{model}` does not exist.", code="model_not_found", param="model")
         able = candidates(self.fleet.health.usable(workers, time.monotonic()), "decode", model, without)
         if not able:
@@ -139,7 +139,7 @@ class Gateway:
                 self.dispatcher.learnt.forget(event.worker)
             if isinstance(event, WorkerUp):
                 if event.worker.role == "prefill":
-                    self._had_prefill.add(event.worker.model)
+                    self._had_prefill.update((event.worker.model, *event.worker.adapters))
                 self.door.look()
             self.dispatcher.flights.wake()
 

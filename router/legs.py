@@ -129,9 +129,9 @@ class Legs:
             _check(worker, answer.status, raw)
             return answer.content_type, raw
 
-    async def prefill(self, worker: Worker, token_ids: Sequence[int], transfer_id: str, request_id: str, terms: Terms) -> None:
+    async def prefill(self, worker: Worker, model: str, token_ids: Sequence[int], transfer_id: str, request_id: str, terms: Terms) -> None:
         """Has a prompt computed and published. Raises LegFailed or LegBroken."""
-        data = prefill_body(worker.model, token_ids, transfer_id, terms)
+        data = prefill_body(model, token_ids, transfer_id, terms)
         its = {"x-request-id": f"{request_id}-prefill"}
         address = f"{worker.url}{COMPLETIONS}"
         async with (

@@ -67,10 +67,10 @@ class Bus:
         client.call(engine, ANSWER_MS)
         client.close()
 
-    def register(self, worker: str, role: str, url: str, model: str = "m", *, takes_ids: bool = True) -> None:
+    def register(self, worker: str, role: str, url: str, model: str = "m", *, takes_ids: bool = True, adapters: dict[str, str] | None = None) -> None:
         self.register_engine(worker, role, model)
         client = self.client(self.holder)
-        client.call(RegisterWorker(worker, role, self.holder.id, url, model, 8192, takes_ids), ANSWER_MS)  # type: ignore[arg-type]
+        client.call(RegisterWorker(worker, role, self.holder.id, url, model, 8192, takes_ids, adapters or {}), ANSWER_MS)  # type: ignore[arg-type]
         client.close()
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cachebus.engine.adapters import Adapter
 from cachebus.errors import HeadstartError
 from cachebus.settings import CacheSettings, ModelSettings, SecuritySettings, WorkerSettings
 from cachebus.settings_file import ENVIRONMENT_PREFIX
@@ -33,6 +34,7 @@ class WorkerSpec:
     cache: CacheSettings
     security: SecuritySettings
     run_dir: Path
+    adapters: Sequence[Adapter] = ()
 
 
 def installed_vllm() -> tuple[int, ...]:
@@ -58,7 +60,15 @@ def engine_command(spec: WorkerSpec, port: int, version: tuple[int, ...], endpoi
     configs = ["--kv-transfer-config", json.dumps(transfer_config(spec))]
     if spec.cache.hbm_events:
         configs += ["--kv-events-config", json.dumps(events_config(endpoints))]
-    return [*plain_command(spec.model, spec.pool, port), *configs, *flags]
+    return [*plain_command(spec.model, spec.pool, port), *adapter_arguments(spec.adapters), *configs, *flags]
+
+
+def adapter_arguments(adapters: Sequence[Adapter]) -> list[str]:
+    """What makes vLLM serve these LoRA adapters, all of them in one batch."""
+    if not adapters:
+        return []
+    room = ["--max-loras", str(len(adapters)), "--max-lora-rank", str(max(adapter.rank for adapter in adapters))]
+    return ["--enable-lora", *room, "--lora-modules", *(f"{adapter.name}={adapter.folder}" for adapter in adapters)]
 
 
 def events_config(endpoints: EngineEndpoints) -> dict[str, Any]:
@@ -95,6 +105,7 @@ def transfer_config(spec: WorkerSpec) -> dict[str, Any]:
                 "pull_tokens_min": spec.cache.pull_tokens_min,
                 "promote_ms_max": spec.cache.promote_ms_max,
                 "verify_digests": spec.security.verify_digests,
+                **({"adapters": {adapter.name: adapter.digest for adapter in spec.adapters}} if spec.adapters else {}),
             }
         },
     }

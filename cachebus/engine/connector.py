@@ -77,6 +77,8 @@ class ConnectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     pull_tokens_min: int
     promote_ms_max: int
     verify_digests: bool
+    adapters: dict[str, str] = {}
+    """Digests of LoRA adapters by name; the KV of one that is not named here is left alone"""
 
 
 @dataclass
@@ -184,7 +186,8 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
         return False
 
     def on_new_request(self, request: Request) -> None:
-        if self._half is None or not _is_cacheable(request):
+        adapter = self._adapter(request)
+        if self._half is None or adapter is None or not _is_cacheable(request):
             return
         self._half.add(
             RequestView(
@@ -194,8 +197,13 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
                 salt=request.cache_salt or "",
                 may_pull=not request.skip_reading_prefix_cache,
                 transfer=transfer_params(request.kv_transfer_params),
+                adapter=adapter,
             )
         )
+
+    def _adapter(self, request: Request) -> str | None:
+        """What of an adapter goes into the request's keys: "" without one, None where its KV has no name."""
+        return self._settings.adapters.get(request.lora_request.lora_name) if request.lora_request else ""
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         if self._half is None:
@@ -359,8 +367,8 @@ def _holder_name(engine_id: str, rank: int) -> str:
 
 
 def _is_cacheable(request: Request) -> bool:
-    """Whether the request's KV depends on its token ids alone."""
-    return not (request.lora_request or request.mm_features or request.prompt_embeds is not None or request.pooling_params)
+    """Whether the request's KV depends on its token ids, and an adapter, alone."""
+    return not (request.mm_features or request.prompt_embeds is not None or request.pooling_params)
 
 
 def _scheduled(output: SchedulerOutput) -> Iterable[Scheduled]:

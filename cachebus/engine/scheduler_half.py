@@ -62,7 +62,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class RequestView:
-    """A request as the engine has it. ``tokens`` is live: it grows as the request generates."""
+    """A request as the engine has it. ``tokens`` is live: it grows as the request generates; ``adapter``: digest of its LoRA adapter, if any."""
 
     request_id: str
     tokens: Sequence[int]
@@ -70,6 +70,7 @@ class RequestView:
     salt: str
     may_pull: bool
     transfer: TransferParams | None
+    adapter: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class SchedulerHalf:
 
     def add(self, view: RequestView) -> None:
         """A request arrived: look its prompt up."""
-        tracked = _Tracked(view, root_key(self._policy.namespace, view.salt), tenant_id(view.salt))
+        tracked = _Tracked(view, root_key(self._policy.namespace, view.salt, view.adapter), tenant_id(view.salt))
         self._requests[view.request_id] = tracked
         prompt = view.tokens[: view.prompt_tokens]
         extend_chunk_keys(tracked.keys, tracked.root, prompt, self._policy.chunk_size)

@@ -9,6 +9,7 @@ die:    when any process of the engine dies, kill the rest and leave
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from cachebus.client import BusClient
 from cachebus.engine import process_tree
+from cachebus.engine.adapters import check_unchanged, read_adapters
 from cachebus.engine.command import (
     PROVEN_VERSIONS,
     WorkerSpec,
@@ -94,8 +96,8 @@ class WorkerProcess:
 
     def run(self) -> int:
         """Runs the worker. Raises HeadstartError where it can't even begin (no bus, port in use, no vLLM)."""
-        spec = self._spec
         version = installed_vllm()
+        spec = self._spec = dataclasses.replace(self._spec, adapters=read_adapters(self._spec.model, version, os.environ))
         if ".".join(map(str, version)) not in PROVEN_VERSIONS:
             self._log.warning("vLLM %s was not tried with this release; tried: %s", ".".join(map(str, version)), ", ".join(PROVEN_VERSIONS))
         holder = Holder(spec.run_dir)
@@ -119,6 +121,7 @@ class WorkerProcess:
                 return EXIT_ENGINE_NOT_STARTED
             if self._ending.is_set():
                 return EXIT_DRAINED
+            check_unchanged(spec.adapters)
             return self._serve(engine, url, holder, client, version)
         finally:
             process_tree.kill_tree(engine, self._pids, self._shared)
@@ -136,6 +139,7 @@ class WorkerProcess:
             model=served_name(spec.model),
             max_model_len=_max_model_len(url),
             takes_prompt_token_ids=takes_prompt_token_ids(version),
+            adapters={adapter.name: adapter.digest for adapter in spec.adapters},
         )
         epoch = client.connect(BUS_MS_MAX).epoch
         client.call(registration, BUS_MS_MAX)

@@ -32,7 +32,7 @@ KINDS = ("completions", "chat/completions", "messages", "responses")
 class EngineDouble:
     """One worker on a port of its own, registered on ``bus``."""
 
-    def __init__(self, bus: Bus, name: str, role: str, *, model: str = "m", takes_ids: bool = True) -> None:
+    def __init__(self, bus: Bus, name: str, role: str, *, model: str = "m", takes_ids: bool = True, adapters: dict[str, str] | None = None) -> None:
         self.name, self.role, self._bus = name, role, bus
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -55,7 +55,8 @@ class EngineDouble:
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
         self._thread.start()
         wait_for(lambda: self._server.started)
-        bus.register(name, role, self.url, model, takes_ids=takes_ids)
+        self.adapters = adapters or {}
+        bus.register(name, role, self.url, model, takes_ids=takes_ids, adapters=self.adapters)
 
     def stop(self) -> None:
         self.hold.set()
@@ -103,7 +104,7 @@ class EngineDouble:
             return JSONResponse({"error": {"message": "no", "type": "server_error", "param": None, "code": self.status}}, self.status)
         ids = _ids(body)
         if self.role == "prefill":
-            await asyncio.to_thread(self._store, ids)
+            await asyncio.to_thread(self._store, ids, self.adapters.get(body["model"], ""))
         if self.reports:
             part = body["kv_transfer_params"]["headstart"]
             self._client.submit(
@@ -170,8 +171,8 @@ class EngineDouble:
                 yield event
                 await asyncio.sleep(0.01)
 
-    def _store(self, ids: list[int]) -> None:
-        keys = chunk_keys(root_key(NAMESPACE), ids, CHUNK)
+    def _store(self, ids: list[int], adapter: str) -> None:
+        keys = chunk_keys(root_key(NAMESPACE, adapter=adapter), ids, CHUNK)
         reserve = Reserve(self._bus.holder.id, LAYOUT, [NewEntry(key, 4096) for key in keys])
         client = self._bus.client()
         reserved = client.call(reserve, ANSWER_MS)

@@ -31,7 +31,7 @@ def forgetful(make_engine: MakeEngine) -> Iterator[MakeEngine]:
 
     def make(name: str) -> EngineDouble:
         engine: EngineDouble = make_engine(name, "prefill")
-        engine._store = lambda ids: None  # type: ignore[method-assign]
+        engine._store = lambda ids, adapter: None  # type: ignore[method-assign]
         return engine
 
     return make

@@ -76,7 +76,7 @@ def test_a_worker_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
             with pytest.raises(LegBroken):
                 await legs.render(worker, CHAT, {})
             with pytest.raises(LegBroken):
-                await legs.prefill(worker, [1], "t", "r", Terms())
+                await legs.prefill(worker, "m", [1], "t", "r", Terms())
 
     asyncio.run(scenario())
 
@@ -102,7 +102,7 @@ def test_a_worker_that_points_elsewhere_is_not_followed(status: int) -> None:
             with pytest.raises(LegFailed, match=str(status)):
                 await legs.render(worker, CHAT, {})
             with pytest.raises(LegFailed, match=str(status)):
-                await legs.prefill(worker, [1], "t", "r", Terms())
+                await legs.prefill(worker, "m", [1], "t", "r", Terms())
             with pytest.raises(LegFailed, match=str(status)):
                 async with legs.decode(worker, CHAT, b"{}", "r"):
                     pass
