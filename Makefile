@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := cachebus decode deploy prefill router
 
-.PHONY: setup lint check test demo locks
+.PHONY: setup lint check test demo locks manifests
 
 setup:
 	@PYTHON=$(PYTHON) scripts/setup.sh $(VENV)
@@ -19,6 +19,10 @@ check: setup
 
 test: lint check
 	$(BIN)/pytest $(ARGS)
+
+# What kustomize builds from, out of the Helm chart.
+manifests: setup
+	$(BIN)/python scripts/manifests.py
 
 demo: setup
 	@$(BIN)/headstart demo $(ARGS)
