@@ -19,7 +19,7 @@ FIELDS = {"status.podIP": "10.1.2.3", "metadata.name": "headstart-prefill-0"}
 def headstart_containers(objects: list[Object]) -> list[tuple[str, Object, Object]]:
     """Name, container and pod of all that run a command of Headstart."""
     found = [(f"{name}/{c['name']}", c, pod) for name, pod in pods(objects) for c in containers(pod)]
-    return [(name, c, pod) for name, c, pod in found if "headstart-" in c["image"] and "command" not in c]
+    return [(name, c, pod) for name, c, pod in found if "command" not in c]
 
 
 def settings_of(objects: list[Object], container: Object) -> Settings:
