@@ -25,6 +25,7 @@ from cachebus.elsewhere import Elsewhere
 from cachebus.errors import BusError, HeadstartError, ProtocolError
 from cachebus.journal import Journal
 from cachebus.lanes import Memory
+from cachebus.lineage import Lineage
 from cachebus.members import Members
 from cachebus.messages import (
     Abandon,
@@ -103,6 +104,7 @@ class Daemon:
         self._seq = 0
         self._members = Members()
         self._elsewhere = Elsewhere()
+        self._lineage = Lineage(Path(cache.local_disk).absolute() if cache.local_disk else run_dir)
         self._claims = Claims()
         self._tenants = TenantsFile(Path(security.tenants_file), digest_key) if security.tenants_file else None
         self._node = Node(cache, security, region.data) if cache.node_port else None
@@ -344,6 +346,8 @@ class Daemon:
                 parts.get("element type", ""),
             )
             effects = self._members.register_engine(client, ticket, request)
+            if self._members.engines.get(request.worker) is request:
+                self._lineage.register(request, len(self._directory.keys()) + len(self._below.tiers.keys()["nvme"]))
         return effects
 
     def _register_worker(self, client: bytes, ticket: int, request: RegisterWorker) -> list[Effect]:
