@@ -17,6 +17,7 @@ from cachebus.errors import BusError, RegionError
 from cachebus.metrics import BusMetrics
 from cachebus.region import Region
 from cachebus.security import DIGEST_KEY_BYTES, Keyring
+from cachebus.service_manager import tell_ready
 from cachebus.settings import CacheSettings, SecuritySettings
 
 log = logging.getLogger("headstart.cachebus")
@@ -47,6 +48,8 @@ def run(cache: CacheSettings, security: SecuritySettings) -> int:
     log.info("cachebus ready at %s: region %s, %.2f GB", run_dir, path, size / 1e9)
     if cache.node_port:
         log.info("other nodes reach it at %s:%d, %s", cache.node_host, cache.node_port, "with keys" if security.keys_dir else "without keys")
+    # Its sockets are bound: who connects now is answered as soon as it runs.
+    tell_ready(os.environ)
     try:
         daemon.run()
     finally:

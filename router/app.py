@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from cachebus.service_manager import tell_ready
 from router.access import Access
 from router.admin import Admin, ByPort, check_admin, metrics
 from router.apis import ASKING, GENERATING
@@ -35,6 +37,7 @@ def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "", tr
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         await gateway.start()
+        tell_ready(os.environ)
         try:
             yield
         finally:

@@ -13,6 +13,7 @@ from typing import Any
 
 from cachebus.engine.adapters import Adapter
 from cachebus.errors import HeadstartError
+from cachebus.service_manager import NOTIFY_SOCKET
 from cachebus.settings import CacheSettings, ModelSettings, SecuritySettings, WorkerSettings
 from cachebus.settings_file import ENVIRONMENT_PREFIX
 from cachebus.wire import Role
@@ -151,7 +152,8 @@ def engine_environment(pool: WorkerSettings, environ: Mapping[str, str]) -> dict
         "PYTHONUNBUFFERED": "1",
     }
     defaults = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_NUM_OF_RESERVED_CPU": str(reserved_cpus(len(os.sched_getaffinity(0))))}
-    kept = {name: value for name, value in environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
+    # Nor who is told that the worker is ready: its engine is sooner.
+    kept = {name: value for name, value in environ.items() if not name.startswith(ENVIRONMENT_PREFIX) and name != NOTIFY_SOCKET}
     return {**defaults, **kept, **ours}
 
 

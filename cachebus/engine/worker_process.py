@@ -45,6 +45,7 @@ from cachebus.holder import Holder
 from cachebus.keeper import Keeper
 from cachebus.messages import Drain, Leave, RegisterWorker, Request
 from cachebus.ports import check_free, free_port, told_host
+from cachebus.service_manager import tell_ready
 from cachebus.zeromq_engine import EngineEndpoints, EngineEvents
 
 EXIT_DRAINED, EXIT_ENGINE_DIED, EXIT_ENGINE_NOT_STARTED = 0, 3, 4
@@ -152,6 +153,7 @@ class WorkerProcess:
         self._shared = process_tree.shared_memory([engine.pid, *self._pids])
         self._up.set(1)
         self._not_ready = ""
+        tell_ready(os.environ)
         self._log.info("%s ready: %s at %s", spec.worker, served_name(spec.model), url)
         while not self._ending.wait(WATCH_SECONDS):
             gone = [pid for pid in [engine.pid, *self._pids] if not process_tree.is_running(pid)]
