@@ -37,7 +37,7 @@ pip install --editable ".[dev]"
 # Only the tests need these: a shared tier, a second node behind a network that can be cut, a browser, what reads units, and containers with a base made on the spot.
 # They fail without them.
 missing=()
-containers=(podman:podman runc:runc debootstrap:debootstrap /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns)
+containers=(podman:podman runc:runc catatonit:catatonit debootstrap:debootstrap /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns)
 for pair in redis-server:redis-server ip:iproute2 nft:nftables chromium:chromium systemd-analyze:systemd "${containers[@]}"; do
   command -v "${pair%%:*}" >/dev/null || [ -x "/usr/sbin/${pair%%:*}" ] || missing+=("${pair#*:}")
 done
