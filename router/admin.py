@@ -113,9 +113,9 @@ def _drop(run_dir: Path, tenant: bytes) -> int:
 
 def metrics(gateway: Gateway) -> Response:
     """Prometheus' text format."""
-    workers = gateway.watch.replica.workers.values()
-    out = gateway.fleet.health.out(workers, time.monotonic())
-    return Response(gateway.metrics.exposition(workers, out), media_type=METRICS_TYPE)
+    workers, now = gateway.watch.replica.workers.values(), time.monotonic()
+    out, backlog = gateway.fleet.health.out(workers, now), gateway.fleet.prefill_backlog(workers, now)
+    return Response(gateway.metrics.exposition(workers, out, backlog), media_type=METRICS_TYPE)
 
 
 def check_admin(gateway: Gateway, headers: dict[bytes, bytes]) -> None:

@@ -102,6 +102,12 @@ class Fleet:
         """This router's own, for other routers."""
         return {worker: self._own(worker, now) for worker, legs in self._legs.items() if legs}
 
+    def prefill_backlog(self, workers: Collection[Worker], now: float) -> float:
+        """Seconds of computing prompts that this router's requests have before them: in the prefill pool, or on decode workers where it is empty."""
+        pool = candidates(workers, "prefill", None) or candidates(workers, "decode", None)
+        told = self.told(now)
+        return sum(told[worker.worker].backlog_seconds for worker in pool if worker.worker in told)
+
     def _own(self, worker: str, now: float) -> WorkerLoad:
         legs = self._legs.get(worker, [])
         until = float("-inf")

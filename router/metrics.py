@@ -27,9 +27,13 @@ class RouterMetrics:
         self.resumed = Counter("headstart_resumed_streams", "Streams whose worker died in the middle", ["outcome"], registry=registry)
         self.in_flight = Gauge("headstart_requests_in_flight", "Requests under way", registry=registry)
         self._workers = Gauge("headstart_workers", "Registered workers", ["role", "state"], registry=registry)
+        self._backlog = Gauge(
+            "headstart_prefill_backlog_seconds", "Seconds of prefill before this router's requests, all workers together", registry=registry
+        )
 
-    def exposition(self, workers: Iterable[Worker], out: Collection[str]) -> bytes:
+    def exposition(self, workers: Iterable[Worker], out: Collection[str], backlog_seconds: float) -> bytes:
         """Prometheus' text format. ``out``: workers that get nothing by their own fault."""
+        self._backlog.set(backlog_seconds)
         self._workers.clear()
         for role in ("prefill", "decode"):
             for state in ("ready", "draining", "out"):

@@ -353,7 +353,9 @@ def test_the_other_pages(bus: Bus, make_engine: MakeEngine, router: RouterUnderT
     assert router.get("/ready")[0] == 200
     status, raw = router.get("/v1/models")
     assert [model["id"] for model in json.loads(raw)["data"]] == ["m"]
-    assert b'headstart_workers{role="decode",state="ready"} 1.0' in router.get("/metrics")[1]
+    exposition = router.get("/metrics")[1]
+    assert b'headstart_workers{role="decode",state="ready"} 1.0' in exposition
+    assert b"headstart_prefill_backlog_seconds 0.0" in exposition
     status, raw = router.get("/v1/nothing")
     assert status == 404
     error(raw)

@@ -2,6 +2,7 @@ import msgspec
 import pytest
 
 from cachebus.messages import Worker
+from cachebus.messages_routers import WorkerLoad
 from router.costs import Load
 from router.fleet import Fleet, candidates
 
@@ -32,6 +33,27 @@ def test_prompts_are_computed_one_after_the_other() -> None:
     fleet.end(second, 3.0)
     assert fleet.load("a", 3.0) == Load()
     assert fleet.in_flight["a"] == 0
+
+
+def test_the_backlog_that_scales_the_prefill_pool() -> None:
+    fleet, prefill, decode = Fleet(), [worker("p0", "prefill"), worker("p1", "prefill")], worker("d")
+    workers = [*prefill, decode]
+    assert fleet.prefill_backlog(workers, 0.0) == 0.0
+    fleet.begin(prefill[0], 2.0, 0.0)
+    fleet.begin(prefill[1], 3.0, 0.0)
+    fleet.begin(decode, 4.0, 0.0)
+    assert fleet.prefill_backlog(workers, 1.0) == pytest.approx(1.0 + 2.0)
+    # Scaled to nothing, or all of it draining: what decode workers compute instead is what wants a prefill worker.
+    assert fleet.prefill_backlog([decode], 1.0) == pytest.approx(3.0)
+    draining = [msgspec.structs.replace(one, draining=True) for one in prefill]
+    assert fleet.prefill_backlog([*draining, decode], 1.0) == pytest.approx(3.0)
+
+
+def test_what_other_routers_have_is_theirs_to_tell() -> None:
+    fleet, one = Fleet(), worker("p", "prefill")
+    fleet.others = lambda: {"p": WorkerLoad(1, 0, 5.0)}
+    fleet.begin(one, 2.0, 0.0)
+    assert fleet.prefill_backlog([one], 0.0) == pytest.approx(2.0)
 
 
 def test_an_idle_time_between_two_prompts_is_not_worked_off_before() -> None:
