@@ -85,9 +85,9 @@ class Live:
                     found[kind] = pid
         return found
 
-    def bring_back(self, name: str) -> None:
+    def bring_back(self, name: str, *arguments: str) -> None:
         self.cluster.processes[name].wait(60)
-        self.cluster.launch(name)
+        self.cluster.launch(name, *arguments)
         wait_for(lambda: name in self.workers(), START_SECONDS)
         wait_for(lambda: self.metric(self.cluster.url, "headstart_workers") == len(self.cluster.workers))
 

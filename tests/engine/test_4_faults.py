@@ -12,7 +12,9 @@ from live import CHAT, COMPLETIONS, Live
 from tests_shared import wait_for
 
 from cachebus.engine import process_tree
+from cachebus.ports import free_port
 from deploy.client import Answer
+from deploy.launcher import answers
 
 pytestmark = pytest.mark.engine
 
@@ -51,7 +53,10 @@ def test_the_prefill_worker_dies_in_the_middle_of_a_prompt(live: Live, victim: s
     live.await_rest()
     assert found.token_ids == live.plains(body).token_ids
     assert right_answer(live, 900).headers["x-headstart-route"] == "decode"
-    live.bring_back("prefill-0")
+    port = free_port("127.0.0.1")
+    live.bring_back("prefill-0", "--set", f"prefill.metrics_port={port}")
+    assert answers(f"http://127.0.0.1:{port}/ready")
+    assert live.metric(f"http://127.0.0.1:{port}", "headstart_worker_up") == 1
     assert right_answer(live, 900).headers["x-headstart-route"] == "prefill+decode"
 
 

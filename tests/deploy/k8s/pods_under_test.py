@@ -52,8 +52,10 @@ class Pods:
 
     def start(self, pod: Object, name: str, address: str) -> None:
         """A pod's containers in their order, each once the one before is ready, as the kubelet does."""
-        for container in [*pod.get("initContainers", []), *pod["containers"]]:
-            self._start(container, name, address)
+        shared = {volume["name"] for volume in pod["volumes"] if "hostPath" in volume}
+        # What gives the host's folders away has nothing to do here: they are this user's.
+        for container in [c for c in [*pod.get("initContainers", []), *pod["containers"]] if "command" not in c]:
+            self._start(container, name, address, shared)
             if container["name"] == "cachebus":
                 wait_for(lambda: self.answers(f"http://{address}:{self.port + 1}/ready"), 20)
 
@@ -68,10 +70,13 @@ class Pods:
         return process.wait(30)
 
     def stop(self) -> None:
-        for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            process.wait(30)
+        """Ends all, sidecars last."""
+        for sidecars in (False, True):
+            group = [process for (_, container), process in self.processes.items() if (container == "cachebus") == sidecars]
+            for process in group:
+                process.terminate()
+            for process in group:
+                process.wait(30)
 
     def said(self, name: str, container: str) -> str:
         return (self._folder / f"{name}-{container}.log").read_text()
@@ -84,13 +89,14 @@ class Pods:
         except OSError:
             return False
 
-    def _start(self, container: Object, name: str, address: str) -> None:
-        volumes = self._folder / name
+    def _start(self, container: Object, name: str, address: str, shared: set[str]) -> None:
         variables = environment(container, {"status.podIP": address, "metadata.name": name})
-        places = {"/run/headstart": volumes / "r", "/region": volumes / "region", "/var/cache/headstart": volumes / "models"}
-        for place, folder in places.items():
+        given = dict(variables)
+        for mount in container["volumeMounts"]:
+            folder = self._folder / ("host" if mount["name"] in shared else name) / mount["name"]
             folder.mkdir(parents=True, exist_ok=True)
-            variables = {key: value.replace(place, str(folder)) for key, value in variables.items()}
+            inside = {key: value for key, value in given.items() if value.startswith(mount["mountPath"])}
+            variables |= {key: value.replace(mount["mountPath"], str(folder), 1) for key, value in inside.items()}
         variables |= {"HEADSTART_SECURITY_KEYS_DIR": str(self._keys), "HEADSTART_CACHE_MAX_LOCAL_CPU_SIZE": "0.05"}
         if container["name"] == "router":
             # All of 127.0.0.0/8 is this machine's, so only its own address tells the pods apart. By rule, so that what is to happen is known.

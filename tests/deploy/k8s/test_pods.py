@@ -9,17 +9,18 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import manifests
 import pytest
 from pods_under_test import Pods
 from rendering import Object, pods, variant
-from sim_cluster import right
+from sim_cluster import metric, right
 from tests_shared import wait_for
 
 from cachebus import security
 from cachebus.zeromq_peers import new_pair
 from deploy.client import Answer, ask
 
-ROUTER, PREFILL, DECODE, SECOND = "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"
+ROUTER, PREFILL, DECODE, SECOND, NODE = "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5", "127.0.0.6"
 
 
 @pytest.fixture
@@ -50,6 +51,25 @@ def cluster(folder: Path, keys: Path) -> Iterator[Pods]:
 
 def pod(workload: str) -> Object:
     return dict(pods(variant("cpu-demo")))[f"headstart-{workload}"]
+
+
+def test_workers_of_a_node_share_its_region(folder: Path, keys: Path) -> None:
+    values = {**manifests.overlay_values("cpu-demo"), "nodeShared": {"enabled": True}}
+    objects = [found for made in manifests.render(values).values() for found in made]
+    of = dict(pods(objects))
+    cluster = Pods(objects, folder, keys)
+    cluster.resolve(NODE)
+    try:
+        for name, workload, address in (("c-0", "cachebus", NODE), ("p-0", "prefill", PREFILL), ("d-0", "decode", DECODE), ("r-0", "router", ROUTER)):
+            cluster.start(of[f"headstart-{workload}"], name, address)
+        wait_for(lambda: cluster.answers(f"http://{ROUTER}:{cluster.port}/ready") and workers(cluster) == {"prefill": 1, "decode": 1}, 30)
+        chance = random.Random(3)
+        prompt = [chance.randrange(100_000) for _ in range(3000)]
+        assert asked(cluster, prompt).headers["x-headstart-route"] == "prefill+decode"
+        # What the prefill worker published did not travel: the other one read it where it was written.
+        assert metric(f"http://{DECODE}:{cluster.port}", "headstart_pulled_bytes_total") > 0
+    finally:
+        cluster.stop()
 
 
 def workers(cluster: Pods) -> dict[str, int]:
