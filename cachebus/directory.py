@@ -293,6 +293,8 @@ class Directory:
             return True
         if found == len(request.keys):
             return False
+        if request.expected:
+            return not found
         if waiter.probe:
             return True
         entry = self.dram.index.get(request.keys[found])

@@ -61,8 +61,8 @@ class RegisterEngine(Message, frozen=True):
 class Acquire(Message, frozen=True):
     """Asks for a lease on the longest run of ``keys`` from the first on that any tier has.
 
-    A key that another engine is writing right now is waited for, ``wait_ms`` at most, and so is the shared tier's answer. With
-    ``ready_only`` so are the bytes themselves.
+    A key that another engine is writing is waited for, ``wait_ms`` at most, and so is the shared tier's answer; with ``ready_only`` also the
+    bytes themselves, with ``expected`` also the first key's writer.
     """
 
     holder: str
@@ -70,6 +70,7 @@ class Acquire(Message, frozen=True):
     keys: list[bytes]
     wait_ms: int
     ready_only: bool = False
+    expected: bool = False
 
 
 class Withdraw(Message, frozen=True):

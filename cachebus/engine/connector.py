@@ -36,9 +36,10 @@ from cachebus.engine.idle import limit_idle_spin
 from cachebus.engine.mover import IDLE_WAIT_SECONDS, Mover, took_since
 from cachebus.engine.namespace import layout_digest, layout_parts, namespace_parts
 from cachebus.engine.publisher import CONNECT_MS_MAX, Publisher
-from cachebus.engine.scheduler_half import Policy, RequestView, Scheduled, SchedulerHalf
+from cachebus.engine.scheduler_half import SchedulerHalf
 from cachebus.engine.statistics import HeadstartPromMetrics, HeadstartStats
 from cachebus.engine.transfer import PARAMS_KEY, StepPlan, transfer_params
+from cachebus.engine.views import Policy, RequestView, Scheduled
 from cachebus.errors import UnsupportedModel
 from cachebus.holder import HOLDER_NAME_LENGTH, Holder
 from cachebus.keeper import Keeper

@@ -1,7 +1,8 @@
 """The connector's worker half, inward: pulls extents into the engine's blocks on a thread of its own and checks them where they arrived.
 
 Pieces that lie in DRAM are copied at once. A piece that the daemon is still bringing up from a slower tier is copied as soon as its record
-says that it is there, so a prefix is pulled while its end is still being read from disk; other requests' pulls go on meanwhile.
+says that it is there, so a prefix is pulled while its end is still being read from disk; other requests' pulls go on meanwhile. A part that
+another engine is still computing is copied when that engine has published it.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from typing import Any, Protocol
 from cachebus.client import BusClient
 from cachebus.engine.blocks import Blocks, Computed, Entry
 from cachebus.engine.break_even import PullTook, StepTook
+from cachebus.engine.following import Following
 from cachebus.engine.publisher import CONNECT_MS_MAX
 from cachebus.engine.transfer import Load, LoadPiece, in_batches
 from cachebus.holder import Holder
-from cachebus.messages import Quarantine, Release
+from cachebus.messages import Granted, Quarantine, Release, Withdraw
 from cachebus.region import Region
 from cachebus.table import State
 from cachebus.wire import Tier
@@ -35,6 +37,9 @@ IDLE_WAIT_SECONDS = 0.005
 
 LOOK_SECONDS = 0.0005
 """How often records are looked at while chunks are on their way up."""
+
+FOLLOW_SECONDS = 0.002
+"""How often the daemon's answers are looked for while all that is awaited is computed elsewhere."""
 
 PULLS_KEPT = 64
 """How many pulls' times may wait to be read by the scheduler half."""
@@ -55,6 +60,9 @@ class _Pull:
     started: float
     deadline: float
     coming: list[LoadPiece]
+    leases: list[int]
+    following: Following | None = None
+    ticket: int = 0
     copies: list[tuple[list[LoadPiece], Future[list[bool]]]] = field(default_factory=list)
     lost: list[LoadPiece] = field(default_factory=list)
     came: dict[Tier, PullTook] = field(default_factory=dict)
@@ -74,6 +82,7 @@ class Mover(threading.Thread):
         self._loads: queue.SimpleQueue[tuple[Load, Computed] | None] = queue.SimpleQueue()
         self._open: list[_Pull] = []
         self._changed = threading.Condition()
+        self._loading = 0
         self._reading: dict[int, list[int]] = {}
         self._finished: set[str] = set()
         self._invalid: set[int] = set()
@@ -91,7 +100,9 @@ class Mover(threading.Thread):
         The blocks were another request's: a step that still runs on a device may be writing them.
         """
         with self._changed:
-            self._reading[load.lease] = [piece.offset for piece in load.pieces]
+            self._loading += 1
+            if load.lease:
+                self._reading[load.lease] = [piece.offset for piece in load.pieces]
         self._loads.put((load, computed))
 
     def take_finished(self, wait_seconds: float) -> tuple[set[str], set[int]]:
@@ -101,7 +112,7 @@ class Mover(threading.Thread):
         """
         with self._changed:
             if wait_seconds:
-                self._changed.wait_for(lambda: self._finished or not self._reading, wait_seconds)
+                self._changed.wait_for(lambda: self._finished or not self._loading, wait_seconds)
             finished, self._finished = self._finished, set()
             invalid, self._invalid = self._invalid, set()
         return finished, invalid
@@ -120,25 +131,26 @@ class Mover(threading.Thread):
         ending = False
         while self._open or not ending:
             try:
-                given = self._loads.get(timeout=LOOK_SECONDS) if self._open else self._loads.get()
+                given = self._loads.get(timeout=self._pause()) if self._open else self._loads.get()
             except queue.Empty:
                 pass
             else:
                 ending = ending or given is None
                 if given is not None:
                     self._begin(*given)
+            self._read_replies()
             for pull in list(self._open):
                 self._look(pull)
-                if not pull.coming:
+                if not pull.coming and (pull.following is None or pull.following.is_over or pull.lost):
                     self._open.remove(pull)
                     self._end(pull)
-            self._client.poll()
         self._copiers.shutdown()
         self._client.close()
 
     def _begin(self, load: Load, computed: Computed) -> None:
         now = time.perf_counter()
-        pull = _Pull(load, computed, now, now + self._wait_seconds, [piece for piece in load.pieces if not piece.ready])
+        coming, leases = [piece for piece in load.pieces if not piece.ready], [load.lease] if load.lease else []
+        pull = _Pull(load, computed, now, now + self._wait_seconds, coming, leases, Following(load.follows, now) if load.follows else None)
         self._copy(pull, [piece for piece in load.pieces if piece.ready])
         self._open.append(pull)
 
@@ -169,26 +181,75 @@ class Mover(threading.Thread):
                 pull.lost, pull.coming = pull.coming, []
             break
         self._copy(pull, came)
+        if pull.following is not None:
+            self._follow(pull, pull.following)
+
+    def _follow(self, pull: _Pull, following: Following) -> None:
+        """Asks for what is next of what another engine computes; nothing more where a piece before it is lost."""
+        now = time.perf_counter()
+        following.look(now)
+        if not following.is_over and not following.is_asking and not pull.lost:
+            pull.ticket = self._client.submit(following.ask(now))
+
+    def _read_replies(self) -> None:
+        for ticket, reply in self._client.poll():
+            if not isinstance(reply, Granted):
+                continue
+            pull = next((one for one in self._open if one.ticket == ticket and one.following is not None), None)
+            if pull is None or pull.following is None:
+                if reply.lease:
+                    self._client.submit(Release([reply.lease]))
+                continue
+            now = time.perf_counter()
+            pieces = pull.following.came(reply.extents, now)
+            pull.ticket = 0
+            if reply.lease:
+                pull.leases.append(reply.lease)
+                with self._changed:
+                    self._reading[reply.lease] = [piece.offset for piece in pieces]
+            pull.deadline = now + self._wait_seconds
+            self._take(pull, pieces)
+
+    def _take(self, pull: _Pull, pieces: list[LoadPiece]) -> None:
+        """More pieces, behind those there are."""
+        if pull.coming:
+            pull.coming += pieces
+            return
+        ready = next((number for number, piece in enumerate(pieces) if not piece.ready), len(pieces))
+        self._copy(pull, pieces[:ready])
+        pull.coming = pieces[ready:]
+
+    def _pause(self) -> float:
+        return LOOK_SECONDS if any(pull.coming for pull in self._open) else FOLLOW_SECONDS
 
     def _end(self, pull: _Pull) -> None:
         copied = [outcome for batch, copies in pull.copies for outcome in zip(batch, copies.result(), strict=True)]
         bad = [piece for piece, good in copied if not good]
+        missing = pull.following.missing if pull.following is not None else []
         self.counts["pulled_bytes"] += sum(piece.length for piece, _ in copied)
         self.counts["pulled_chunks"] += len(copied)
-        self.counts["pull_seconds"] += time.perf_counter() - pull.started
-        self.counts["late_chunks"] += len(pull.lost)
-        self.took.extend(_took(pull, sum(piece.length for piece, _ in copied)))
+        self.counts["late_chunks"] += len(pull.lost) + len(missing)
+        if pull.following is None:
+            # What was followed came as it was computed, which says nothing of the tiers.
+            self.counts["pull_seconds"] += time.perf_counter() - pull.started
+            self.took.extend(_took(pull, sum(piece.length for piece, _ in copied)))
         with self._changed:
             self._finished.add(pull.load.request_id)
-            self._invalid.update(block for piece in [*bad, *pull.lost] for block in piece.blocks if block >= 0)
+            targets = [*(piece.blocks for piece in [*bad, *pull.lost]), *(part.blocks for part in missing)]
+            self._invalid.update(block for blocks in targets for block in blocks if block >= 0)
             self._changed.notify()
         for piece in bad:
             self.counts["integrity_failures"] += 1
             log.error("chunk %s does not match its digest: it is computed again", piece.key.hex()[:16])
             self._client.submit(Quarantine(piece.key, piece.digest))
-        self._client.submit(Release([pull.load.lease]))
+        if pull.ticket:
+            self._client.submit(Withdraw(pull.ticket))
+        if pull.leases:
+            self._client.submit(Release(pull.leases))
         with self._changed:
-            self._reading.pop(pull.load.lease, None)
+            self._loading -= 1
+            for lease in pull.leases:
+                self._reading.pop(lease, None)
 
     def _pull(self, pieces: Sequence[LoadPiece], computed: Computed) -> list[bool]:
         computed.synchronize()

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
 
 from cachebus.engine.break_even import BreakEven, Piece, PullTook, StepTook, attended
-from cachebus.engine.transfer import SAVING_STEPS_MAX, Load, LoadPiece, Save, StepPlan, TransferParams
+from cachebus.engine.transfer import SAVING_STEPS_MAX, Coming, Follow, Load, LoadPiece, Save, StepPlan
+from cachebus.engine.views import Bus, Policy, RequestView, Scheduled
 from cachebus.keys import extend_chunk_keys, rank_key, root_key, tail_keys, tenant_id
-from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request, Withdraw
+from cachebus.messages import Acquire, Extent, Granted, Release, Report, Withdraw
 from cachebus.wire import Tier
 
 _NOT_ASKED_FOR = -1.0
@@ -30,58 +30,6 @@ _FIRST_WAIT_MS = 2
 
 _IMPATIENT_MS = 100
 """After an answer that did not come in that time nobody waits so long: many requests must not wait one after the other."""
-
-
-class Bus(Protocol):
-    """Where requests to the daemon go."""
-
-    def submit(self, body: Request) -> int:
-        """Sends and returns the ticket under which a reply may come."""
-
-    def poll(self, wait_ms: float = 0) -> list[tuple[int, Reply]]:
-        """The replies that have come; where there are none, what comes first within ``wait_ms``."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What a worker pulls and publishes. Sizes are tokens, ``layout`` is the engine's layout digest.
-
-    ``holders``: of each tensor-parallel rank, in whose name its part of a prefix is leased. A chunk is there when all ranks' parts are.
-    """
-
-    worker: str
-    holders: Sequence[str]
-    namespace: bytes
-    layout: bytes
-    chunk_size: int
-    block_size: int
-    save_decode_cache: bool
-    lookup_ms_max: int
-    pull_tokens_min: int
-
-
-@dataclass(frozen=True)
-class RequestView:
-    """A request as the engine has it. ``tokens`` is live: it grows as the request generates; ``adapter``: digest of its LoRA adapter, if any."""
-
-    request_id: str
-    tokens: Sequence[int]
-    prompt_tokens: int
-    salt: str
-    may_pull: bool
-    transfer: TransferParams | None
-    adapter: str = ""
-
-
-@dataclass(frozen=True)
-class Scheduled:
-    """A request's part in a step: ``blocks`` are new (all of them where ``restarted``); tokens before and in this step."""
-
-    request_id: str
-    blocks: list[int]
-    restarted: bool
-    computed: int
-    scheduled: int
 
 
 class _Phase(Enum):
@@ -112,6 +60,8 @@ class _Tracked:
     published: int = 0
     tail_published: bool = False
     reported: bool = False
+    follow_ms: int = 0
+    """How long each part is waited for of what another engine is computing; 0 once that was tried."""
 
 
 class SchedulerHalf:
@@ -135,6 +85,7 @@ class SchedulerHalf:
     def add(self, view: RequestView) -> None:
         """A request arrived: look its prompt up."""
         tracked = _Tracked(view, root_key(self._policy.namespace, view.salt, view.adapter), tenant_id(view.salt))
+        tracked.follow_ms = view.transfer.follow_ms if view.transfer is not None else 0
         self._requests[view.request_id] = tracked
         prompt = view.tokens[: view.prompt_tokens]
         extend_chunk_keys(tracked.keys, tracked.root, prompt, self._policy.chunk_size)
@@ -164,7 +115,8 @@ class SchedulerHalf:
             self._forget_tickets(tracked)
             tracked.phase = _Phase.SETTLED
         if tracked.phase is _Phase.GRANTED:
-            found = self._tokens_in(tracked, self._worth(tracked, now_ms)) - local_tokens
+            count = len(tracked.keys) + len(tracked.tails) if tracked.follow_ms else self._worth(tracked, now_ms)
+            found = self._tokens_in(tracked, count) - local_tokens
             if found >= self._policy.pull_tokens_min:
                 return found
         return 0
@@ -188,8 +140,12 @@ class SchedulerHalf:
             return
         first = tracked.local_tokens // self._policy.block_size
         last = -(-pulled_to // self._policy.block_size)
-        for rank, lease in tracked.leases.items():
-            self._loads.append(Load(request_id, lease, self._pieces(tracked, rank, blocks, first, last), rank))
+        for rank in range(len(self._policy.holders)):
+            pieces, follows = self._pieces(tracked, rank, blocks, first, last), self._follow(tracked, rank, blocks, first)
+            self._loads.append(Load(request_id, tracked.leases.get(rank, 0), pieces, rank, follows))
+        if tracked.follow_ms:
+            # Whoever computes it publishes it.
+            tracked.published, tracked.tail_published, tracked.follow_ms = len(tracked.keys), True, 0
         tracked.pulled_to = pulled_to
         tracked.leases = {}
 
@@ -247,7 +203,8 @@ class SchedulerHalf:
             return
         for rank, holder in enumerate(policy.holders):
             parts = [rank_key(key, rank) for key in keys]
-            ticket = self._bus.submit(Acquire(holder, policy.layout, parts, policy.lookup_ms_max))
+            # What is being computed is waited for by the load.
+            ticket = self._bus.submit(Acquire(holder, policy.layout, parts, 0 if tracked.follow_ms else policy.lookup_ms_max))
             tracked.tickets[ticket] = rank
             self._tickets[ticket] = tracked.view.request_id
         tracked.extents = [[] for _ in policy.holders]
@@ -279,7 +236,7 @@ class SchedulerHalf:
         """All ranks' lookups are answered: what all have is there, and no more is leased if that is nothing."""
         there = min(map(len, tracked.extents))
         tracked.extents = [extents[:there] for extents in tracked.extents]
-        tracked.phase = _Phase.GRANTED if there else _Phase.SETTLED
+        tracked.phase = _Phase.GRANTED if there or tracked.follow_ms else _Phase.SETTLED
         if not there:
             self._let_go(tracked)
         tracked.published = min(there, len(tracked.keys))
@@ -307,13 +264,27 @@ class SchedulerHalf:
         """The rank's extents that cover the request's blocks ``first`` to ``last``, last excluded."""
         pieces = []
         for number, extent in enumerate(tracked.extents[rank]):
-            start = self._tokens_in(tracked, number) // self._policy.block_size
-            end = -(-self._tokens_in(tracked, number + 1) // self._policy.block_size)
+            start, end = self._span(tracked, number)
             if end > first and start < last:
                 targets = [blocks[i] if first <= i < last else -1 for i in range(start, end)]
                 place = (extent.slot, extent.generation, extent.ready, extent.source)
                 pieces.append(LoadPiece(extent.key, extent.offset, extent.length, extent.digest, targets, *place))
         return pieces
+
+    def _span(self, tracked: _Tracked, number: int) -> tuple[int, int]:
+        """The request's blocks that its key of that number is for, the last excluded."""
+        return self._tokens_in(tracked, number) // self._policy.block_size, -(-self._tokens_in(tracked, number + 1) // self._policy.block_size)
+
+    def _follow(self, tracked: _Tracked, rank: int, blocks: Sequence[int], first: int) -> Follow | None:
+        """What is not there yet of a prompt that another engine is computing, from the request's block ``first`` on."""
+        if not tracked.follow_ms:
+            return None
+        coming = []
+        for number, key in enumerate([*tracked.keys, *tracked.tails]):
+            start, end = self._span(tracked, number)
+            if number >= len(tracked.extents[rank]) and end > first:
+                coming.append(Coming(rank_key(key, rank), [blocks[i] if i >= first else -1 for i in range(start, end)]))
+        return Follow(self._policy.holders[rank], self._policy.layout, tracked.follow_ms, coming)
 
     def _advance(self, tracked: _Tracked, part: Scheduled) -> list[Save]:
         policy, view = self._policy, tracked.view
@@ -363,7 +334,9 @@ class SchedulerHalf:
             tokens = min(self._tokens_in(tracked, number + 1), computed) - max(self._tokens_in(tracked, number), tracked.local_tokens)
             if tokens > 0:
                 found[extent.source] = found.get(extent.source, 0) + tokens
-        return found
+        # What came while another engine computed it.
+        followed = computed - max(self._tokens_in(tracked, len(tracked.extents[0])), tracked.local_tokens)
+        return {**found, "dram": found.get("dram", 0) + followed} if followed > 0 else found
 
     def _let_go(self, tracked: _Tracked) -> None:
         if tracked.leases:

@@ -25,12 +25,14 @@ class TransferParams(msgspec.Struct, frozen=True):
     """What the router says of a request: under which id to report where its tokens came from, and for which leg.
 
     ``store``: whether what it computes may be published; ``ttl_seconds``: after which that is dropped, 0: never for that reason.
+    ``follow_ms``: another engine is computing the prompt at this moment, and each of its parts is waited for so long; 0: nobody is.
     """
 
     transfer_id: str
     leg: str
     store: bool = True
     ttl_seconds: int = 0
+    follow_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,32 @@ class LoadPiece:
 
 
 @dataclass(frozen=True)
+class Coming:
+    """A part of a prompt that somebody is still computing: the name it will be stored under, and where its blocks go."""
+
+    key: bytes
+    blocks: list[int]
+
+
+@dataclass(frozen=True)
+class Follow:
+    """What another engine is computing of a prompt: it is asked for in ``holder``'s name, and each next part is waited for ``wait_ms``."""
+
+    holder: str
+    layout: bytes
+    wait_ms: int
+    coming: list[Coming]
+
+
+@dataclass(frozen=True)
 class Load:
-    """What one tensor-parallel rank pulls for a request, under a lease of its own."""
+    """What one tensor-parallel rank pulls for a request: ``pieces`` under a lease (0: there are none), then what it ``follows``."""
 
     request_id: str
     lease: int
     pieces: list[LoadPiece]
     rank: int = 0
+    follows: Follow | None = None
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from pathlib import Path
 from cachebus.client import BusClient
 from cachebus.engine.mover import IDLE_WAIT_SECONDS, Mover, took_since
 from cachebus.engine.publisher import CONNECT_MS_MAX, Publisher
-from cachebus.engine.scheduler_half import Policy, RequestView, SchedulerHalf
+from cachebus.engine.scheduler_half import SchedulerHalf
 from cachebus.engine.transfer import TransferParams
+from cachebus.engine.views import Policy, RequestView
 from cachebus.holder import Holder
 from cachebus.keeper import Keeper
 from cachebus.keys import namespace_digest

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from cachebus.engine.scheduler_half import Scheduled
+from cachebus.engine.views import Scheduled
 from cachebus.keys import extend_chunk_keys, root_key
 from deploy.sim.block_pool import BlockPool
 from deploy.sim.kv_events import KvEvents

@@ -53,8 +53,10 @@ class Node:
     def store(self, *numbers: int, **options: object) -> None:
         self.commit(self.reserve(*numbers, **options))  # type: ignore[arg-type]
 
-    def acquire(self, *numbers: int, holder: str = "r", wait_ms: int = 0, now: float = 0, layout: bytes = LAYOUT) -> Granted | None:
-        request = Acquire(holder, layout, [key(n) for n in numbers], wait_ms)
+    def acquire(
+        self, *numbers: int, holder: str = "r", wait_ms: int = 0, now: float = 0, layout: bytes = LAYOUT, expected: bool = False
+    ) -> Granted | None:
+        request = Acquire(holder, layout, [key(n) for n in numbers], wait_ms, expected=expected)
         effects = self.apply(self.directory.acquire(CLIENT, 2, request, now))
         if not effects:
             return None

@@ -54,6 +54,19 @@ def test_an_acquire_waits_for_the_writer_and_no_longer() -> None:
     assert len(late.extents) == 1
 
 
+def test_what_is_expected_is_waited_for_before_anybody_writes_it_and_answered_as_it_comes() -> None:
+    node = Node()
+    assert node.acquire(1, 2, 3, wait_ms=100, now=0, expected=True) is None
+    slots = node.reserve(1, 2)
+    first = answer(node.commit(slots)).body
+    assert isinstance(first, Granted)
+    assert [extent.key for extent in first.extents] == [key(1), key(2)]
+    assert node.acquire(3, 4, wait_ms=100, now=0, expected=True) is None
+    node.store(4)
+    assert node.directory.tick(99) == []
+    assert answer(node.directory.tick(100)).body == Granted(0, []), "the first is waited for, no other"
+
+
 def test_a_writer_that_gives_up_or_dies_lets_the_waiting_go() -> None:
     node = Node()
     (slot,) = node.reserve(1)

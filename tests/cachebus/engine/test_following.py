@@ -1,0 +1,54 @@
+"""What another engine is computing: asked for again and again, and given up when nothing comes."""
+
+from __future__ import annotations
+
+from cachebus.engine.following import Following
+from cachebus.engine.transfer import Coming, Follow
+from cachebus.messages import Extent
+
+KEYS = [bytes([number]) * 32 for number in range(5)]
+
+
+def following(now: float = 0.0) -> Following:
+    return Following(Follow("holder", b"l" * 16, 500, [Coming(key, [10 * number]) for number, key in enumerate(KEYS)]), now)
+
+
+def extents(first: int, last: int) -> list[Extent]:
+    return [Extent(KEYS[number], 4096 * number, 4096, b"d" * 32) for number in range(first, last)]
+
+
+def test_what_is_left_is_asked_for_until_all_is_there() -> None:
+    rest = following()
+    assert rest.ask(0.0).keys == KEYS
+    assert rest.is_asking
+    first = rest.came(extents(0, 2), 0.3)
+    assert [(piece.key, piece.blocks) for piece in first] == [(KEYS[0], [0]), (KEYS[1], [10])]
+    assert not rest.is_asking
+    assert not rest.is_over
+    asked = rest.ask(0.3)
+    assert asked.keys == KEYS[2:]
+    assert asked.expected
+    assert asked.wait_ms == 500, "each part is waited for anew"
+    assert [piece.blocks for piece in rest.came(extents(2, 5), 0.7)] == [[20], [30], [40]]
+    assert rest.is_over
+    assert rest.missing == []
+
+
+def test_an_answer_without_anything_ends_it() -> None:
+    rest = following()
+    rest.ask(0.0)
+    rest.came(extents(0, 1), 0.4)
+    rest.ask(0.4)
+    assert rest.came([], 0.9) == []
+    assert rest.is_over
+    assert [part.key for part in rest.missing] == KEYS[1:]
+
+
+def test_a_daemon_that_does_not_answer_is_not_waited_for_long() -> None:
+    rest = following()
+    rest.ask(0.0)
+    rest.look(0.7)
+    assert not rest.is_over
+    rest.look(0.8)
+    assert rest.is_over
+    assert len(rest.missing) == len(KEYS)
