@@ -159,7 +159,8 @@ class Decoding:
         transfer_id = secrets.token_hex(8)
         report = gateway.dispatcher.reports.expect(transfer_id)
         useful = self._path == COMPLETIONS or worker.takes_prompt_token_ids
-        data = decode_body(self._path, request, transfer_id, request.token_ids if useful else None, call.caller.terms)
+        follow_ms = await route.followed.part_ms(worker) if route.followed is not None else 0
+        data = decode_body(self._path, request, transfer_id, request.token_ids if useful else None, call.caller.terms, follow_ms)
         leg = gateway.fleet.begin(worker, chosen.way.compute, time.monotonic())
         try:
             async with gateway.legs.decode(worker, self._path, data, call.request_id) as answer:
@@ -212,9 +213,10 @@ class Decoding:
         report = await arrived(expected, gateway.settings.report_ms_max)
         if report is not None:
             call.caller.meter.prompt_is(report.prompt_tokens)
-        counted = route.prefill if route.through_prefill else report
+        prefill = route.prefill if route.followed is None else await route.followed.report(gateway.settings.report_ms_max)
+        counted = prefill if route.through_prefill else report
         call.cached = self._count(counted, report)
-        gateway.recent.answered(leg.worker, route.prefill, report, counted)
+        gateway.recent.answered(leg.worker, prefill, report, counted)
         gateway.metrics.ttft.labels(route.name).observe(time.monotonic() - call.started)
         headers = call.headers | {
             "x-headstart-route": route.name,

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cachebus.colleagues import Colleagues
 from cachebus.keys import chunk_keys, root_key
@@ -17,6 +17,7 @@ from router.callers import Terms
 from router.costs import Learnt, Way
 from router.fleet import Fleet
 from router.flights import Flight, Flights
+from router.follow import Computing, Followed, nearly_computed
 from router.legs import LegBroken, LegFailed, Legs
 from router.metrics import RouterMetrics
 from router.policies import Ask, make_policy
@@ -43,7 +44,8 @@ class _ComputedElsewhere(Exception):
 class Route:
     """How a request's prompt was prepared. ``ask`` is what it wants, ``prefill`` is the prefill leg's report, ``ways`` are those it had.
 
-    ``flight`` is the request's own decode leg where others may be waiting for it; it ends with the first token.
+    ``flight`` is the request's own decode leg where others may be waiting for it; it ends with the first token. ``followed``: its prefill leg,
+    where that is still under way.
     """
 
     through_prefill: bool
@@ -51,6 +53,7 @@ class Route:
     prefill: Report | None = None
     flight: Flight | None = None
     ways: Sequence[Way] = ()
+    followed: Followed | None = None
 
     @property
     def name(self) -> str:
@@ -137,8 +140,9 @@ class Dispatcher:
         async def compute() -> Report | None:
             if await self._others_do(ask, ways[0], known, claim, deadline):
                 raise _ComputedElsewhere
-            return await self._prefill(ask, token_ids, known, request_id, terms)
+            return await self._prefill(ask, token_ids, known, request_id, terms, computing)
 
+        computing = Computing()
         flight = self.flights.start(wanted, compute() if through_prefill else None, until, claim)
         if flight.task is None:
             try:
@@ -149,8 +153,21 @@ class Dispatcher:
             if theirs:
                 self.flights.end(flight, computed=True)
             return Route(False, ask, flight=None if theirs else flight, ways=ways)
+        near = asyncio.create_task(
+            nearly_computed(
+                self.flights,
+                computing,
+                lambda: self._watch.replica.known_prefix(ask.keys),
+                lambda chunks, worker: self.policy.follows_in(ask, ways[0], worker, chunks),
+            )
+        )
+        followed = None
         try:
-            await asyncio.wait([flight.task])
+            await asyncio.wait([flight.task, near], return_when=asyncio.FIRST_COMPLETED)
+            if not flight.task.done():
+                followed = Followed(flight, computing)
+                self._metrics.followed.inc()
+                return Route(True, replace(ask, coming=len(ask.keys)), ways=ways, followed=followed)
             return Route(True, ask, prefill=flight.task.result(), ways=ways)
         except _ComputedElsewhere:
             return Route(False, ask, ways=ways)
@@ -158,7 +175,9 @@ class Dispatcher:
             log.warning("request %s: %s; its decode worker computes the prompt", request_id, error)
             return Route(False, ask, flight=self.flights.start(wanted, None, until, claim), ways=ways)
         finally:
-            flight.leave()
+            near.cancel()
+            if followed is None:
+                flight.leave()
 
     async def _others_do(self, ask: Ask, way: Way, known: int, claim: int, deadline: float) -> bool:
         """Claims what comes after the first ``known`` chunks; True where another router had it computed meanwhile.
@@ -175,7 +194,7 @@ class Dispatcher:
             if self._watch.replica.known_prefix(ask.keys) >= theirs:
                 return True
 
-    async def _prefill(self, ask: Ask, token_ids: Sequence[int], known: int, request_id: str, terms: Terms) -> Report | None:
+    async def _prefill(self, ask: Ask, token_ids: Sequence[int], known: int, request_id: str, terms: Terms, computing: Computing) -> Report | None:
         """Has the prompt of ``ask`` computed, of which the first ``known`` chunks are stored."""
         tried: set[str] = set()
         for _ in range(PREFILL_ATTEMPTS):
@@ -187,6 +206,7 @@ class Dispatcher:
             tried.add(worker.worker)
             transfer_id = secrets.token_hex(8)
             report = self.reports.expect(transfer_id)
+            computing.worker, computing.report = worker, report
             idle = not self._fleet.in_flight[worker.worker]
             leg = self._fleet.begin(worker, chosen.way.compute, begun)
             outcome = "aborted"

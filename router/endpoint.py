@@ -157,6 +157,8 @@ class GenerationEndpoint(Endpoint):
         finally:
             if route.flight is not None:
                 dispatcher.flights.end(route.flight, computed=False)
+            if route.followed is not None:
+                route.followed.leave()
 
     async def _look_up(
         self, worker: Worker, model: str, body: dict[str, Any], raw: bytes, terms: Terms

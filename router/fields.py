@@ -85,13 +85,14 @@ def prefill_body(model: str, token_ids: Sequence[int], transfer_id: str, terms: 
     return msgspec.json.encode(request)
 
 
-def decode_body(path: str, asked: DecodeRequest, transfer_id: str, token_ids: Sequence[int] | None, terms: Terms) -> bytes:
+def decode_body(path: str, asked: DecodeRequest, transfer_id: str, token_ids: Sequence[int] | None, terms: Terms, follow_ms: int = 0) -> bytes:
     """The decode leg: everything the client sent and the router's transfer parameters.
 
     ``token_ids``, where given, spare the engine another tokenisation: they come from its own renderer. A completion's take its
-    prompt's place; a chat's go beside its messages, for engines that look there.
+    prompt's place; a chat's go beside its messages, for engines that look there. ``follow_ms``: how long the engine waits for each part of a
+    prompt that is still being computed.
     """
-    parameters: dict[str, Any] = {_TRANSFER: _transfer(transfer_id, "decode", terms)}
+    parameters: dict[str, Any] = {_TRANSFER: {**_transfer(transfer_id, "decode", terms), **({"follow_ms": follow_ms} if follow_ms else {})}}
     added = {**asked.added, "kv_transfer_params": parameters, **_salted(terms)}
     if token_ids is None and asked.raw.endswith(b"}") and asked.body:
         # Of a name that comes twice the later one counts. A long prompt is not encoded again for some fields more.

@@ -7,6 +7,7 @@ does. When it fails, all wake and decide anew, so the first of them to do so bec
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
@@ -87,6 +88,14 @@ class Flights:
         """Something was stored or ended."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+    async def change(self, seconds_max: float) -> None:
+        """Waits until something was stored or ended, ``seconds_max`` at most."""
+        try:
+            async with asyncio.timeout(seconds_max if seconds_max < math.inf else None):
+                await self._changed.wait()
+        except TimeoutError:
+            return
 
     def covering(self, keys: Sequence[bytes], known: int) -> tuple[Flight, int] | None:
         """The flight that computes the chunk after the ``known`` ones, and how many chunks from there on it computes."""

@@ -24,6 +24,7 @@ class RouterMetrics:
         self.prompt_tokens = Counter("headstart_prompt_tokens", "Prompt tokens of answered requests", registry=registry)
         self.cached_tokens = Counter("headstart_cached_tokens", "Prompt tokens that nobody computed for their request", ["source"], registry=registry)
         self.prefills = Counter("headstart_prefills", "Prefill legs", ["outcome"], registry=registry)
+        self.followed = Counter("headstart_followed", "Decode legs that began while their prompt was being computed", registry=registry)
         self.resumed = Counter("headstart_resumed_streams", "Streams whose worker died in the middle", ["outcome"], registry=registry)
         self.in_flight = Gauge("headstart_requests_in_flight", "Requests under way", registry=registry)
         self._workers = Gauge("headstart_workers", "Registered workers", ["role", "state"], registry=registry)

@@ -11,6 +11,7 @@ from cachebus.replica import Replica
 from cachebus.wire import Role
 from router.costs import NEAREST_FIRST, Learnt, Prompt, Way, after_prefill, decode_alone, prefill_leg
 from router.fleet import Fleet, candidates
+from router.follow import begins_in
 from router.settings import RouterSettings
 
 BUSIER_MAX: dict[Role, int] = {"prefill": 0, "decode": 4}
@@ -27,13 +28,17 @@ _LEG_KEPT = 0.9
 
 @dataclass(frozen=True)
 class Ask:
-    """What a request wants: ``tokens`` of prompt whose chunks are ``keys``; no keys where its prompt was not rendered."""
+    """What a request wants: ``tokens`` of prompt whose chunks are ``keys``; no keys where its prompt was not rendered.
+
+    ``coming``: so many of the first ones will be in DRAM when they are needed.
+    """
 
     model: str
     keys: Sequence[bytes] = ()
     tokens: int = 1
     chunk_tokens: int = 1
     chunk_bytes: int = 0
+    coming: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,9 @@ class Policy(Protocol):
 
     def leg_took(self, way: Way, seconds: float) -> None:
         """A prefill leg to a worker that was idle took so long; ``way``: as it was chosen."""
+
+    def follows_in(self, ask: Ask, way: Way, prefill: Worker, chunks: int) -> float | None:
+        """How long after the first ``chunks`` were published the way's decode leg may begin; None where the policy can't tell."""
 
 
 class Turns:
@@ -113,6 +121,9 @@ class ByRule:
     def leg_took(self, way: Way, seconds: float) -> None:
         pass
 
+    def follows_in(self, ask: Ask, way: Way, prefill: Worker, chunks: int) -> float | None:
+        return None
+
     def _hbm_chunks(self, keys: Sequence[bytes]) -> Mapping[str, int]:
         return self._replica.hbm_prefixes(keys) if self._settings.policy == "prefix_affinity" else {}
 
@@ -165,9 +176,17 @@ class ByCost:
             return
         self._leg_seconds = _LEG_KEPT * self._leg_seconds + (1 - _LEG_KEPT) * max(0.0, seconds - way.pull - way.compute)
 
+    def follows_in(self, ask: Ask, way: Way, prefill: Worker, chunks: int) -> float | None:
+        decode = self._replica.workers.get(way.decode)
+        if decode is None:
+            return None
+        rest = self._learnt.rates(prefill).compute(min(chunks * ask.chunk_tokens, ask.tokens), ask.tokens)
+        return begins_in(rest, self._learnt.rates(decode).pull(["dram"] * chunks, ask.chunk_bytes))
+
     def _prompt(self, ask: Ask) -> Prompt:
         tiers = self._replica.nearest_tiers(ask.keys, NEAREST_FIRST)
-        return Prompt(ask.tokens, ask.chunk_tokens, ask.chunk_bytes, tiers, self._replica.hbm_prefixes(ask.keys))
+        found = Prompt(ask.tokens, ask.chunk_tokens, ask.chunk_bytes, tiers, self._replica.hbm_prefixes(ask.keys))
+        return found.as_if_stored(ask.coming) if ask.coming else found
 
     def _ways(self, ask: Ask, prompt: Prompt, now: float) -> list[Way]:
         workers = self._fleet.health.usable(self._replica.workers.values(), now)

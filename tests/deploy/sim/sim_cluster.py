@@ -25,10 +25,10 @@ SPEED = 40.0
 class SimCluster:
     """The simulated workers of one bus."""
 
-    def __init__(self, bus: Bus, folder: Path) -> None:
+    def __init__(self, bus: Bus, folder: Path, profile: Profile = PROFILE) -> None:
         self._bus = bus
         self.profile = folder / "profile.json"
-        self.profile.write_bytes(msgspec.json.encode(PROFILE))
+        self.profile.write_bytes(msgspec.json.encode(profile))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def launch(self, name: str, role: str, workers: int = 1, *settings: str, speed: float = SPEED) -> None:
