@@ -28,6 +28,8 @@ class Request(msgspec.Struct, frozen=True):
     """Seconds after the load's start; without clients only."""
     background: bool = False
     """Runs beside the others, and is aborted when they are answered."""
+    follow_ms: int = 0
+    """Another engine is computing the prompt: how long each of its parts is waited for (``cachebus.engine.transfer``)."""
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):

@@ -19,6 +19,7 @@ from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from cachebus.engine.transfer import PARAMS_KEY
 from deploy.bench.load import Command, Emptied, Empty, Load, Ran, Ready, Request, Served, token_ids
 from deploy.bench.offline import ANSWER
 
@@ -68,13 +69,21 @@ class _Runner:
 
     async def _ask(self, number: int, request: Request) -> None:
         ids = token_ids(request.pieces)
-        sampling = SamplingParams(max_tokens=request.answer, temperature=0, detokenize=False, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+        name = f"bench-{next(self._ids)}"
+        sampling = SamplingParams(
+            max_tokens=request.answer,
+            temperature=0,
+            detokenize=False,
+            ignore_eos=True,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args=_following(name, request.follow_ms) if request.follow_ms else None,
+        )
         times: list[float] = []
         generated: list[int] = []
         cached, finished = 0, False
         submitted = time.perf_counter() - self._started
         try:
-            async for out in self._engine.generate(tokens_input(ids), sampling, f"bench-{next(self._ids)}"):
+            async for out in self._engine.generate(tokens_input(ids), sampling, name):
                 new = out.outputs[0].token_ids
                 # Tokens of one step that were read together came together.
                 times += [time.perf_counter() - self._started] * len(new)
@@ -84,6 +93,11 @@ class _Runner:
             first, last = (times[0], times[-1]) if times else (None, None)
             detail = (times, generated) if self._load.detail else ([], [])
             self._served.append(Served(number, submitted, len(ids), cached, len(generated), first, last, finished, *detail))
+
+
+def _following(name: str, follow_ms: int) -> dict[str, Any]:
+    """What the router would say of a request whose prompt another engine is computing."""
+    return {"kv_transfer_params": {PARAMS_KEY: {"transfer_id": name, "leg": "decode", "follow_ms": follow_ms}}}
 
 
 async def _empty_hbm(engine: AsyncLLM) -> bool:

@@ -1,0 +1,17 @@
+"""``follow.py`` on engines on CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from follow import run
+from offline_node import offline_node
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
+
+
+def test_a_prompt_is_pulled_while_it_is_computed(tmp_path: Path) -> None:
+    options = {"dtype": "float32", "max_model_len": 2048, "disable_hybrid_kv_cache_manager": True, "max_num_batched_tokens": 256}
+    with offline_node(0.3, tmp_path, options, {"VLLM_CPU_KVCACHE_SPACE": "1"}) as node:
+        run(node, [300, 1900], answer=12, abort_seconds=0.6)
