@@ -2,65 +2,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from engine_driver import BLOCK, CHUNK, POLICY, ROOT, Engine
+
 from cachebus.engine.break_even import PullTook, StepTook, attended
-from cachebus.engine.scheduler_half import SchedulerHalf
-from cachebus.engine.transfer import SAVING_STEPS_MAX, StepPlan, TransferParams
-from cachebus.engine.views import Policy, RequestView, Scheduled
-from cachebus.keys import chunk_keys, rank_key, root_key, tail_keys
-from cachebus.messages import Acquire, Extent, Granted, Release, Reply, Report, Request, Withdraw
+from cachebus.engine.transfer import SAVING_STEPS_MAX, TransferParams
+from cachebus.engine.views import RequestView, Scheduled
+from cachebus.keys import chunk_keys, rank_key, tail_keys
+from cachebus.messages import Acquire, Extent, Granted, Release, Report, Withdraw
 from cachebus.wire import Tier
-
-CHUNK, BLOCK = 64, 16
-POLICY = Policy("decode-0", ["holder"], b"n" * 32, b"l" * 16, CHUNK, BLOCK, True, 200, 32)
-ROOT = root_key(POLICY.namespace)
-
-
-class Bus:
-    """Keeps what was sent; replies are put in by the test."""
-
-    def __init__(self) -> None:
-        self.sent: list[Request] = []
-        self.replies: list[tuple[int, Reply]] = []
-        self.late: list[tuple[int, Reply]] = []
-        self.waits: list[float] = []
-
-    def submit(self, body: Request) -> int:
-        self.sent.append(body)
-        return len(self.sent)
-
-    def poll(self, wait_ms: float = 0) -> list[tuple[int, Reply]]:
-        if wait_ms:
-            self.waits.append(wait_ms)
-            self.replies += self.late
-        replies, self.replies = self.replies, []
-        return replies
-
-    def of(self, kind: type) -> list[Request]:
-        return [body for body in self.sent if isinstance(body, kind)]
-
-    def grant(self, count: int, lease: int = 5, of_last: int = 1) -> None:
-        """Answers the last Acquire, or the one ``of_last`` from the end, with its first ``count`` keys."""
-        ticket, request = [(n, b) for n, b in enumerate(self.sent, 1) if isinstance(b, Acquire)][-of_last]
-        extents = [Extent(key, place * 4096, 4096, b"d" * 32) for place, key in enumerate(request.keys[:count])]
-        self.replies.append((ticket, Granted(lease if count else 0, extents)))
-
-
-class Engine:
-    """A request's life as vLLM's scheduler would drive it."""
-
-    def __init__(self, tokens: int, policy: Policy = POLICY, **view: object) -> None:
-        self.bus = Bus()
-        self.half = SchedulerHalf(policy, self.bus)
-        self.tokens = list(range(tokens))
-        fields: dict[str, object] = {"salt": "", "may_pull": True, "transfer": TransferParams("id", "decode"), **view}
-        self.half.add(RequestView("r", self.tokens, tokens, **fields))  # type: ignore[arg-type]
-
-    def plan(self, blocks: range | list[int], computed: int, scheduled: int, *, restarted: bool = False) -> StepPlan:
-        return self.half.step([Scheduled("r", list(blocks), restarted, computed, scheduled)], ())
-
-    def step(self, blocks: range | list[int], computed: int, scheduled: int, *, restarted: bool = False) -> list[tuple[bytes, list[int], bool]]:
-        plan = self.plan(blocks, computed, scheduled, restarted=restarted)
-        return [(save.key, save.blocks, save.tail) for save in plan.saves]
 
 
 def test_the_prompts_chunks_and_tail_blocks_are_looked_up() -> None:
@@ -379,61 +328,6 @@ def test_what_is_sooner_computed_is_not_pulled() -> None:
     assert [piece.blocks for piece in load.pieces] == [[0, 1, 2, 3]]
     assert engine.half.declined_chunks == 2
     assert engine.plan(range(12), CHUNK, 2 * CHUNK).saves == [], "the store has what is computed here"
-
-
-FOLLOWED = TransferParams("id", "decode", follow_ms=700)
-
-
-def test_what_another_engine_is_computing_is_promised_whole_and_followed() -> None:
-    engine = Engine(5 * CHUNK + 20, transfer=FOLLOWED)
-    (asked,) = engine.bus.of(Acquire)
-    assert isinstance(asked, Acquire)
-    assert asked.wait_ms == 0, "the load waits, not the lookup"
-    engine.bus.grant(2)
-    assert engine.half.matched("r", 0, 0) == 5 * CHUNK + 20
-    engine.half.allocated("r", range(100, 122), 5 * CHUNK + 20)
-    (load,) = engine.half.step([], ()).loads
-    assert [piece.key for piece in load.pieces] == asked.keys[:2]
-    follows = load.follows
-    assert follows is not None
-    assert (follows.holder, follows.layout, follows.wait_ms) == ("holder", POLICY.layout, 700)
-    assert [part.key for part in follows.coming] == asked.keys[2:]
-    assert [part.blocks for part in follows.coming] == [
-        [108 + i for i in range(4)],
-        [112 + i for i in range(4)],
-        [116 + i for i in range(4)],
-        [120],
-        [121],
-    ]
-    assert engine.step(range(100, 122), 5 * CHUNK + 19, 1) == [], "whoever computes it publishes it"
-    (report,) = engine.bus.of(Report)
-    assert isinstance(report, Report)
-    assert report.pulled == {"dram": 5 * CHUNK + 19}
-
-
-def test_blocks_that_are_there_already_are_left_out_of_what_is_followed() -> None:
-    engine = Engine(3 * CHUNK, transfer=FOLLOWED)
-    engine.bus.grant(0)
-    assert engine.half.matched("r", CHUNK + BLOCK, 0) == 2 * CHUNK - BLOCK
-    engine.half.allocated("r", range(100, 112), 2 * CHUNK - BLOCK)
-    (load,) = engine.half.step([], ()).loads
-    assert (load.lease, load.pieces) == (0, [])
-    assert load.follows is not None
-    assert [part.blocks for part in load.follows.coming] == [[-1, 105, 106, 107], [108, 109, 110, 111]]
-
-
-def test_what_did_not_come_in_time_is_computed_and_not_followed_again() -> None:
-    engine = Engine(4 * CHUNK, transfer=FOLLOWED)
-    engine.bus.grant(1)
-    assert engine.half.matched("r", 0, 0) == 4 * CHUNK
-    engine.half.allocated("r", range(100, 116), 4 * CHUNK)
-    engine.half.step([], ())
-    saved = engine.step(range(100, 116), 2 * CHUNK, 2 * CHUNK)
-    assert [blocks[0] for _, blocks, _ in saved] == [108, 112], "the store wants what is computed now"
-    engine.half.step([], ["r"])
-    assert engine.half.matched("r", 0, 0) is None
-    engine.bus.grant(3)
-    assert engine.half.matched("r", 0, 1) == 3 * CHUNK
 
 
 def test_a_step_says_what_it_computes() -> None:
