@@ -38,18 +38,21 @@ def told_host(host: str) -> str:
     A container has its own address under its own name, so workers that are scaled or started again need no setting.
     Raises HeadstartError where the name has none.
     """
-    if host not in ("0.0.0.0", "::"):
-        return host
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    name = socket.gethostname()
-    try:
-        address = str(socket.getaddrinfo(name, None, family, socket.SOCK_STREAM)[0][4][0])
-    except OSError as error:
-        raise HeadstartError(f"listening on {host}, but this machine's name {name} has no address to tell others: give one instead") from error
-    return f"[{address}]" if family == socket.AF_INET6 else address
+    address = host
+    if host in ("0.0.0.0", "::"):
+        name = socket.gethostname()
+        try:
+            address = str(socket.getaddrinfo(name, None, _family(host), socket.SOCK_STREAM)[0][4][0])
+        except OSError as error:
+            raise HeadstartError(f"listening on {host}, but this machine's name {name} has no address to tell others: give one instead") from error
+    return f"[{address}]" if ":" in address else address
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _bind(host: str, port: int) -> None:
-    with socket.socket() as probe:
+    with socket.socket(_family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))

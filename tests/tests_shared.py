@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -72,6 +73,15 @@ class Bus:
         client = self.client(self.holder)
         client.call(RegisterWorker(worker, role, self.holder.id, url, model, 8192, takes_ids, adapters or {}), ANSWER_MS)  # type: ignore[arg-type]
         client.close()
+
+
+def has_ipv6() -> bool:
+    """Whether there is a loopback of that family: containers are often without."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:

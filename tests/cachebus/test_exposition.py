@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
-from tests_shared import wait_for
+from tests_shared import has_ipv6, wait_for
 
 from cachebus.daemon import Daemon
 from cachebus.errors import HeadstartError
@@ -45,6 +45,7 @@ def test_a_taken_port_is_named() -> None:
             expose("it.port", taken.getsockname(), CollectorRegistry(), lambda: "", lambda: "")
 
 
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 def test_an_address_of_the_other_family_works() -> None:
     assert get(expose("it.port", ("::1", 0), CollectorRegistry(), lambda: "", lambda: ""), "/health", "[::1]") == (200, "ok\n")
 

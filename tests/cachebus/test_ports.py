@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from tests_shared import has_ipv6
 
 from cachebus import ports
 from cachebus.errors import HeadstartError
@@ -17,6 +18,13 @@ def test_a_free_port_can_be_listened_on_and_no_outgoing_connection_takes_it() ->
     socket.create_server((HOST, port)).close()
     ephemeral_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert port < ephemeral_from
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_addresses_of_the_other_family_are_looked_at_too() -> None:
+    taken = socket.create_server(("::1", free_port("::1")), family=socket.AF_INET6)
+    with taken, pytest.raises(HeadstartError, match="Address already in use"):
+        check_free("decode.port", "::1", taken.getsockname()[1])
 
 
 def test_ports_in_use_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +46,7 @@ def test_the_refusal_names_the_setting() -> None:
 
 def test_who_listens_everywhere_tells_the_address_of_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told_host("10.0.0.7") == "10.0.0.7"
+    assert told_host("fd00::9") == "[fd00::9]"
     monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
     assert told_host("0.0.0.0") == "127.0.0.1"
     monkeypatch.setattr(socket, "gethostname", lambda: "no-such-name.invalid")

@@ -11,11 +11,12 @@ import re
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 from peer_nodes import free_ports
-from rendering import ROOT, Object, environment, settings_text
+from rendering import ROOT, Object, environment, mounted_keys, settings_text
 from sim_cluster import PROFILE, SPEED
 from tests_shared import wait_for
 
@@ -34,9 +35,9 @@ socket.getaddrinfo = getaddrinfo
 
 
 class Pods:
-    """``folder`` has to be short: sockets lie below it. ``keys`` is what the secret's volume shows."""
+    """``folder`` has to be short: sockets lie below it. ``keys`` are the secret's data."""
 
-    def __init__(self, objects: list[Object], folder: Path, keys: Path) -> None:
+    def __init__(self, objects: list[Object], folder: Path, keys: Mapping[str, bytes]) -> None:
         self._folder, self._keys = folder, keys
         self._names = folder / "names"
         self._names.write_text("")
@@ -53,6 +54,8 @@ class Pods:
     def start(self, pod: Object, name: str, address: str) -> None:
         """A pod's containers in their order, each once the one before is ready, as the kubelet does."""
         shared = {volume["name"] for volume in pod["volumes"] if "hostPath" in volume}
+        if any(volume["name"] == "keys" for volume in pod["volumes"]):
+            mounted_keys(pod, "headstart-keys", self._keys, self._folder / name / "keys")
         # What gives the host's folders away has nothing to do here: they are this user's.
         for container in [c for c in [*pod.get("initContainers", []), *pod["containers"]] if "command" not in c]:
             self._start(container, name, address, shared)
@@ -97,7 +100,7 @@ class Pods:
             folder.mkdir(parents=True, exist_ok=True)
             inside = {key: value for key, value in given.items() if value.startswith(mount["mountPath"])}
             variables |= {key: value.replace(mount["mountPath"], str(folder), 1) for key, value in inside.items()}
-        variables |= {"HEADSTART_SECURITY_KEYS_DIR": str(self._keys), "HEADSTART_CACHE_MAX_LOCAL_CPU_SIZE": "0.05"}
+        variables |= {"HEADSTART_SECURITY_KEYS_DIR": str(self._folder / name / "keys"), "HEADSTART_CACHE_MAX_LOCAL_CPU_SIZE": "0.05"}
         if container["name"] == "router":
             # All of 127.0.0.0/8 is this machine's, so only its own address tells the pods apart. By rule, so that what is to happen is known.
             variables |= {"HEADSTART_ROUTER_HOST": address, "HEADSTART_ROUTER_POLICY": "prefix_affinity"}

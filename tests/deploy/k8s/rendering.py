@@ -100,6 +100,18 @@ def containers(pod: Object) -> list[Object]:
     return [*pod.get("initContainers", []), *pod["containers"]]
 
 
+def mounted_keys(pod: Object, name: str, data: Mapping[str, bytes], folder: Path) -> Path:
+    """A secret's data as the volume of a pod shows them."""
+    (keys,) = [volume["secret"] for volume in pod["volumes"] if volume["name"] == "keys"]
+    assert keys["secretName"] == name
+    for item in keys["items"]:
+        path = folder / item["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data[item["key"]])
+        path.chmod(0o600)
+    return folder
+
+
 def settings_text(objects: list[Object]) -> str:
     """The headstart.yaml of all roles."""
     (config,) = [one for one in objects if one["kind"] == "ConfigMap"]

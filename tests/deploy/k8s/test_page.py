@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from page import blocks_of, execute, is_executed
-from rendering import K8S, ROOT, comparable, pods, variant
+from rendering import K8S, ROOT, comparable, mounted_keys, pods, variant
 
 from cachebus.security import Keyring
 
@@ -36,15 +36,13 @@ def test_what_is_applied_is_the_overlay(done: Path, name: str, file: str) -> Non
     assert comparable([one for one in yaml.safe_load_all((done / f"{file}.yaml").read_text()) if one]) == comparable(variant(name))
 
 
-def test_the_secret_mounted_as_pods_mount_it_is_a_member_that_knows_itself(done: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("workload", "itself"), [("decode", True), ("router", False)])
+def test_the_secret_mounted_as_pods_mount_it_lets_them_know_each_other(done: Path, tmp_path: Path, workload: str, itself: bool) -> None:
     secret = yaml.safe_load((done / "headstart-keys.yaml").read_text())
-    (keys,) = [volume["secret"] for volume in dict(pods(variant("defaults")))["headstart-decode"]["volumes"] if volume["name"] == "keys"]
-    assert secret["metadata"]["name"] == keys["secretName"]
-    for item in keys["items"]:
-        path = tmp_path / item["path"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(base64.b64decode(secret["data"][item["key"]]))
-        path.chmod(0o600)
-    ring = Keyring(tmp_path)
-    assert ring.public_key("nodes") == ring.public
-    assert ring.member(ring.public) is not None
+    data = {key: base64.b64decode(value) for key, value in secret["data"].items()}
+    pod = dict(pods(variant("defaults")))[f"headstart-{workload}"]
+    ring = Keyring(mounted_keys(pod, secret["metadata"]["name"], data, tmp_path / workload))
+    assert (ring.member(ring.public) is not None) == itself
+    assert ring.public_key("nodes") == data["nodes.public"]
+    router = ring.member(data["router.public"])
+    assert itself == (router is not None and router.role == "router")

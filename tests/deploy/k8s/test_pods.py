@@ -6,7 +6,7 @@ import random
 import re
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import manifests
@@ -30,16 +30,18 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def keys(folder: Path) -> Path:
-    """The secret as its volume shows it."""
+def keys(folder: Path) -> Mapping[str, bytes]:
+    """The secret's data, as the page has it made."""
     security.begin(folder / "cluster")
-    own = security.add(folder / "cluster", "nodes", "node", new_pair)
-    (own / "allowed" / "node" / "nodes.public").write_bytes((own / "own.public").read_bytes())
-    return own
+    found = {"digest.key": (folder / "cluster" / "digest.key").read_bytes()}
+    for name, role in (("nodes", "node"), ("router", "router")):
+        own = security.add(folder / "cluster", name, role, new_pair)  # type: ignore[arg-type]
+        found |= {f"{name}.{kind}": (own / f"own.{kind}").read_bytes() for kind in ("secret", "public")}
+    return found
 
 
 @pytest.fixture
-def cluster(folder: Path, keys: Path) -> Iterator[Pods]:
+def cluster(folder: Path, keys: Mapping[str, bytes]) -> Iterator[Pods]:
     made = Pods(variant("cpu-demo"), folder, keys)
     made.resolve(PREFILL, DECODE)
     for name, workload, address in (("p-0", "prefill", PREFILL), ("d-0", "decode", DECODE), ("r-0", "router", ROUTER)):
@@ -53,7 +55,7 @@ def pod(workload: str) -> Object:
     return dict(pods(variant("cpu-demo")))[f"headstart-{workload}"]
 
 
-def test_workers_of_a_node_share_its_region(folder: Path, keys: Path) -> None:
+def test_workers_of_a_node_share_its_region(folder: Path, keys: Mapping[str, bytes]) -> None:
     values = {**manifests.overlay_values("cpu-demo"), "nodeShared": {"enabled": True}}
     objects = [found for made in manifests.render(values).values() for found in made]
     of = dict(pods(objects))

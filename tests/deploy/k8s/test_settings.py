@@ -101,12 +101,12 @@ def test_worker_and_cachebus_of_a_pod_share_folders_and_user(name: str) -> None:
             assert mounts.get("region", "/region") == "/region", workload
 
 
-def test_what_is_mounted_of_the_keys_is_what_a_node_reads() -> None:
+def test_a_routers_pod_has_no_key_that_reads_chunks() -> None:
     for name, pod in pods(variant("defaults")):
         if not name.endswith("redis"):
             (keys,) = [volume["secret"] for volume in pod["volumes"] if volume["name"] == "keys"]
-            paths = {item["path"] for item in keys["items"]}
-            assert paths == {"own.secret", "own.public", "digest.key", "role", "allowed/node/nodes.public"}
+            secrets = {item["key"] for item in keys["items"] if item["key"].endswith(".secret")}
+            assert secrets == {"router.secret" if name.endswith("router") else "nodes.secret"}
             assert keys["defaultMode"] == 0o440
 
 

@@ -185,22 +185,24 @@ topologySpreadConstraints:
 {{- define "headstart.configVolumes" -}}
 - name: config
   configMap:
-    name: {{ .Release.Name }}-config
+    name: {{ .root.Release.Name }}-config
 - name: keys
   secret:
-    secretName: {{ .Values.keys.secretName }}
+    secretName: {{ .root.Values.keys.secretName }}
     defaultMode: 0440
-    # All pods are one member, called "nodes", so its own key is also the one that is allowed.
+    # All serving pods are one member, "nodes", so its own key is also one that is allowed; all routers are another, which may look and not borrow.
     items:
-      - {key: own.secret, path: own.secret}
-      - {key: own.public, path: own.public}
+      - {key: {{ .member }}.secret, path: own.secret}
+      - {key: {{ .member }}.public, path: own.public}
       - {key: digest.key, path: digest.key}
-      - {key: role, path: role}
-      - {key: own.public, path: allowed/node/nodes.public}
-{{- if .Values.routerSpec.tenantsSecretName }}
+      - {key: nodes.public, path: allowed/node/nodes.public}
+      {{- if eq .member "nodes" }}
+      - {key: router.public, path: allowed/router/router.public}
+      {{- end }}
+{{- if .root.Values.routerSpec.tenantsSecretName }}
 - name: tenants
   secret:
-    secretName: {{ .Values.routerSpec.tenantsSecretName }}
+    secretName: {{ .root.Values.routerSpec.tenantsSecretName }}
     defaultMode: 0440
 {{- end }}
 {{- end }}
