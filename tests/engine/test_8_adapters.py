@@ -1,13 +1,19 @@
-"""LoRA: the base model and two adapters answer one prompt each in its own way, as plain vLLM does, and none is served another's KV."""
+"""LoRA, and tools, which need engines of their own.
+
+The base model and two adapters answer one prompt each in its own way, as plain vLLM does, and none is served another's KV.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import msgspec
+import openai
 import pytest
 from adapters import make_adapter
 from live import CHAT, Live, ask
@@ -16,13 +22,16 @@ from cachebus.engine.adapters import read_adapters
 from cachebus.engine.command import adapter_arguments, installed_vllm
 from deploy.cli import resolved
 from deploy.launcher import private_run_dir
-from deploy.model import make_model
+from deploy.model import TURN_END, alphabet, make_model
 from deploy.reference import PlainEngine, Variant
 from deploy.settings import read_settings
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 LAYERS = 2
 NAMES = ("base", "french", "poems")
+ONE_FORM = '{"backend": "xgrammar", "disable_any_whitespace": true}'
+PARSES_TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "internlm", "--structured-outputs-config", ONE_FORM]
+TOOL = {"type": "object", "properties": {"far": {"enum": [True, False]}}, "required": ["far"], "additionalProperties": False}
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +41,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder: Path = tmp_path_factory.mktemp("adapters")
     (folder / "base").mkdir()
     make_model(folder / "base", layers=LAYERS)
+    # A grammar that is fulfilled needs a token to end with.
+    add(folder / "base" / "tokenizer_config.json", eos_token=TURN_END)
+    add(folder / "base" / "config.json", eos_token_id=alphabet().index(TURN_END))
     adapters = [f"{name}={make_adapter(folder / name, LAYERS, seed)}" for seed, name in enumerate(NAMES[1:])]
     overrides = [
         *(f"model.name={folder / 'base'}", "model.served_name=base", f"model.adapters={msgspec.json.encode(adapters).decode()}"),
         *("router.policy=least_loaded", "router.port=0", "router.prefill_tokens_min=512", "cache.max_local_cpu_size=0.2"),
         *("prefill.count=1", "decode.count=1", "prefill.drain_seconds_max=5"),
+        f"decode.engine_args={msgspec.json.encode(PARSES_TOOLS).decode()}",
     ]
     settings = read_settings(None, overrides, {})
     settings = msgspec.structs.replace(settings, model=resolved(settings.model))
@@ -47,6 +60,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         live.start()
         yield live
         live.stop()
+
+
+def add(path: Path, **more: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
 
 
 def answers(live: Live, prompt: str, **fields: Any) -> dict[str, list[int]]:
@@ -87,3 +104,27 @@ def test_chats_and_messages_find_adapters_too(cluster: Live) -> None:
         asked = {"model": name, "max_tokens": 8, "temperature": 0, "messages": messages}
         ours, plain = (cluster.post(url, asked, "/v1/messages") for url in (cluster.cluster.url, cluster.plain.url))
         assert ours["content"] == plain["content"]
+
+
+def test_a_forced_tool_call_comes_through_in_each_apis_form(cluster: Live) -> None:
+    """The random model says nothing of its own accord that a parser knows; made to call, its grammar leaves it one word to choose."""
+    messages, most = [{"role": "user", "content": cluster.prompts.text(600)}], 60
+    called = []
+    for url in (cluster.cluster.url, cluster.plain.url):
+        asked: dict[str, Any] = {"model": "base", "max_tokens": most, "temperature": 0, "messages": messages}
+        function = {"name": "travel", "parameters": TOOL}
+        chosen = {"type": "function", "function": {"name": "travel"}}
+        chat = openai.OpenAI(base_url=f"{url}/v1", api_key="none").chat.completions.create(
+            **asked, tools=[{"type": "function", "function": function}], tool_choice=chosen
+        )
+        (call,) = chat.choices[0].message.tool_calls
+        message = anthropic.Anthropic(base_url=url, api_key="none").messages.create(
+            **{name: value for name, value in asked.items() if name != "temperature"},
+            extra_body={"temperature": 0},
+            tools=[{"name": "travel", "input_schema": TOOL}],
+            tool_choice={"type": "tool", "name": "travel"},
+        )
+        (use,) = [block for block in message.content if block.type == "tool_use"]
+        called.append((call.function.name, json.loads(call.function.arguments), use.name, use.input, message.stop_reason))
+    assert called[0] == called[1]
+    assert called[0][1] == called[0][3] in ({"far": True}, {"far": False})
