@@ -24,6 +24,7 @@ from router.console import Console
 from router.endpoint import GenerationEndpoint
 from router.errors import ApiError
 from router.gateway import Gateway
+from router.openapi import routes as openapi_routes
 from router.recent import Tracing
 from router.settings import RouterSettings
 from router.stored import routes as stored_routes
@@ -70,6 +71,7 @@ def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "", tr
         *(Route(path, GenerationEndpoint(gateway, path), methods=["POST"]) for path in GENERATING),
         *(Route(path, AskingEndpoint(gateway, path), methods=["POST"]) for path in ASKING),
         *stored_routes(),
+        *openapi_routes(),
         Route("/v1/models", models),
         Route("/health", health),
         Route("/ready", ready),

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-import msgspec
-
 from router.apis import EMBEDDINGS
 from router.caps import check_body
 from router.decoding import Call
 from router.endpoint import Endpoint
-from router.errors import ApiError
+from router.errors import ApiError, said
 from router.fields import parse_body
 from router.legs import EngineAnswer
 
@@ -34,15 +32,8 @@ class AskingEndpoint(Endpoint):
         try:
             _, found = await self._anywhere(worker, model, lambda asked: self._gateway.legs.ask(asked, self._path, raw, call.request_id))
         except EngineAnswer as answer:
-            if answer.status == 404 and _has_no_route(answer.body):
+            if answer.status == 404 and said(answer.body) is None:
+                # Of a path that vLLM does not know at all it says so in no API's form.
                 raise ApiError(404, f"The model `{model}` does not serve {self._path}.", code="unsupported_by_model") from answer
             raise
         return found
-
-
-def _has_no_route(body: bytes) -> bool:
-    """Whether an engine says that it does not know the path at all, as it does for APIs that its model can't serve."""
-    try:
-        return bool(msgspec.json.decode(body) == {"detail": "Not Found"})
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False

@@ -51,22 +51,27 @@ class ApiError(Exception):
 
 
 class _Said(msgspec.Struct):
-    message: str = ""
+    message: str
 
 
 class _EngineRefusal(msgspec.Struct):
     error: _Said
 
 
+def said(body: bytes) -> str | None:
+    """What an engine says in a refusal; None where it is in no API's form."""
+    try:
+        return msgspec.json.decode(body, type=_EngineRefusal).error.message
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
 def refusal(status: int, body: bytes, path: str) -> bytes:
     """An engine's refusal in the form of the API of ``path``: vLLM has OpenAI's, and names of its own, for some refusals of every API."""
-    if not is_anthropic(path):
-        return body
-    try:
-        message = msgspec.json.decode(body, type=_EngineRefusal).error.message
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        message = body.decode("utf-8", "replace")
-    return _anthropic(status, message)
+    message = said(body)
+    if is_anthropic(path):
+        return _anthropic(status, body.decode("utf-8", "replace") if message is None else message)
+    return body if message is not None else ApiError(status, body.decode("utf-8", "replace"), code="engine_refused").body()
 
 
 def _anthropic(status: int, message: str) -> bytes:

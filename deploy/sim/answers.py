@@ -34,6 +34,11 @@ class Answer:
         """Whether the last token has come."""
         return self.stop_reason is not None or len(self.token_ids) == self.asked.max_tokens
 
+    @property
+    def text(self) -> str:
+        """All of it by now."""
+        return self._text
+
     def take(self, tokens: Sequence[int]) -> tuple[list[int], str]:
         """The next tokens come: those of them that belong to the answer, and the text that can be said by now.
 

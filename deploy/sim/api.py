@@ -10,14 +10,29 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from deploy.sim import messages, responses
 from deploy.sim.answers import Answer
 from deploy.sim.engine import Ask, Sampled, SimulatedEngine
-from deploy.sim.fields import Asked, Refused, asked, prompt_of
+from deploy.sim.fields import Refused, asked, prompt_of
+from deploy.sim.messages import MessageAnswer
 from deploy.sim.profile import Profile
+from deploy.sim.responses import ResponseAnswer
+from deploy.sim.vocabulary import text_of
 
 BODY_BYTES_MAX = 64 << 20
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+MESSAGES = "/v1/messages"
+RESPONSES = "/v1/responses"
+_READ: dict[str, Callable[[Any], Any]] = {MESSAGES: messages.as_chat, RESPONSES: responses.as_chat}
+"""What makes a chat of a request that is none."""
+_FORMS: dict[str, tuple[str, type[Answer]]] = {
+    COMPLETIONS: ("cmpl", Answer),
+    CHAT: ("chatcmpl", Answer),
+    MESSAGES: ("chatcmpl", MessageAnswer),
+    RESPONSES: ("resp", ResponseAnswer),
+}
+"""How answers are named and formed."""
 _METRICS = {
     "pulled_bytes": "pulled from the region",
     "pulled_chunks": "pulled",
@@ -77,9 +92,12 @@ class Api:
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/metrics", self._metrics)
-        for path in (COMPLETIONS, CHAT):
-            app.router.add_post(path, self._generating(chat=path == CHAT))
-            app.router.add_post(f"{path}/render", self._rendering(chat=path == CHAT))
+        for path in _FORMS:
+            app.router.add_post(path, self._generating(path))
+            app.router.add_post(f"{path}/render", self._rendering(path))
+        app.router.add_post(f"{MESSAGES}/count_tokens", self._count)
+        app.router.add_post("/tokenize", self._tokenize)
+        app.router.add_post("/detokenize", self._detokenize)
         return app
 
     async def _health(self, _request: web.Request) -> web.Response:
@@ -101,10 +119,33 @@ class Api:
             lines += [f"# HELP {full} {text}", f"# TYPE {full} counter", f"{full}{label} {counts[name]:g}"]
         return web.Response(text="\n".join(lines) + "\n")
 
-    def _rendering(self, *, chat: bool) -> Handler:
+    async def _count(self, request: web.Request) -> web.StreamResponse:
+        try:
+            return _json({"input_tokens": len(prompt_of(messages.as_chat(await _body(request), counting=True), chat=True))})
+        except Refused as error:
+            return _refusal(error)
+
+    async def _tokenize(self, request: web.Request) -> web.StreamResponse:
+        try:
+            body = await _body(request)
+            ids = prompt_of(body, chat=isinstance(body, dict) and "messages" in body)
+        except Refused as error:
+            return _refusal(error)
+        return _json({"count": len(ids), "max_model_len": self._profile.max_model_len, "tokens": ids, "token_strs": None})
+
+    async def _detokenize(self, request: web.Request) -> web.StreamResponse:
+        try:
+            body = await _body(request)
+            return _json({"prompt": text_of(prompt_of({"prompt": body.get("tokens") if isinstance(body, dict) else None}, chat=False))})
+        except Refused as error:
+            return _refusal(error)
+
+    def _rendering(self, path: str) -> Handler:
+        chat, read = path != COMPLETIONS, _READ.get(path, _as_it_is)
+
         async def render(request: web.Request) -> web.StreamResponse:
             try:
-                ids = prompt_of(await _body(request), chat=chat)
+                ids = prompt_of(read(await _body(request)), chat=chat)
             except Refused as error:
                 return _refusal(error)
             rendered = {"token_ids": ids, "features": None}
@@ -112,19 +153,21 @@ class Api:
 
         return render
 
-    def _generating(self, *, chat: bool) -> Handler:
+    def _generating(self, path: str) -> Handler:
+        chat, read = path != COMPLETIONS, _READ.get(path, _as_it_is)
+        name, form = _FORMS[path]
+
         async def generate(request: web.Request) -> web.StreamResponse:
             try:
-                understood = asked(await _body(request), self._profile, chat=chat)
+                understood = asked(read(await _body(request)), self._profile, chat=chat)
             except Refused as error:
                 return _refusal(error)
-            return await self._answer(request, understood)
+            return await self._answer(request, form(f"{name}-{next(self._numbers)}", self._profile.model, understood))
 
         return generate
 
-    async def _answer(self, request: web.Request, understood: Asked) -> web.StreamResponse:
-        request_id = f"{'chatcmpl' if understood.chat else 'cmpl'}-{next(self._numbers)}"
-        answer = Answer(request_id, self._profile.model, understood)
+    async def _answer(self, request: web.Request, answer: Answer) -> web.StreamResponse:
+        request_id, understood = answer.request_id, answer.asked
         waiting = self._tokens.expect(request_id)
         self._in_flight += 1
         # The engine appends what it generates.
@@ -158,6 +201,10 @@ class Api:
             await response.write(event + answer.last_events() if answer.ended else event)
         await response.write_eof()
         return response
+
+
+def _as_it_is(body: Any) -> Any:
+    return body
 
 
 async def _body(request: web.Request) -> Any:

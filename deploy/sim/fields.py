@@ -42,7 +42,7 @@ def prompt_of(body: dict[str, Any], *, chat: bool) -> list[int]:
             if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
                 prompt = prompt[0]
             found = tokenised(prompt) if isinstance(prompt, str) else _checked(prompt)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Refused(f"no prompt can be made of this request: {error}") from error
     if not found:
         raise Refused("the prompt is empty")
@@ -53,6 +53,9 @@ def asked(body: Any, profile: Profile, *, chat: bool) -> Asked:
     """Reads a request. Raises Refused."""
     if not isinstance(body, dict):
         raise Refused("the body must be a JSON object")
+    for name in ("kv_transfer_params", "stream_options"):
+        if not isinstance(body.get(name), dict | None):
+            raise Refused(f"{name} must be an object")
     if body.get("model") not in (None, profile.model):
         raise Refused(f"the model {body['model']!r} does not exist here")
     for name in _NOT_SIMULATED:
