@@ -22,6 +22,7 @@ from router.fields import DecodeRequest, decode_body
 from router.fleet import Leg
 from router.gateway import Gateway
 from router.legs import EngineAnswer, LegBroken, LegFailed
+from router.message_transcript import MessageTranscript
 from router.policies import Chosen
 from router.reports import arrived
 from router.resume import next_leg, transcript_for, with_ids
@@ -59,7 +60,7 @@ class Call:
     explains: bool = False
     urgency: Urgency = Urgency(0, float("inf"))  # noqa: RUF009 - it is frozen
     cached: int = 0
-    transcript: Transcript | None = None
+    transcript: Transcript | MessageTranscript | None = None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -67,9 +68,9 @@ class Call:
         return {"x-request-id": self.request_id} | ({"request-id": self.request_id} if is_anthropic(self.path) else {})
 
     @property
-    def tokens(self) -> int:
-        """Tokens that the client has, as far as they are counted."""
-        return 0 if self.transcript is None else len(self.transcript.ids)
+    def progress(self) -> int:
+        """How much the client has, as far as it is counted: tokens, or characters where the API has no tokens."""
+        return 0 if self.transcript is None else self.transcript.progress
 
     async def begin(self, headers: dict[str, str]) -> None:
         """Sends the head of an answer that is no refusal."""
@@ -101,13 +102,13 @@ class Decoding:
         """Answers a call. Raises ApiError or EngineAnswer where nothing was sent yet; later an error event ends the stream."""
         call.transcript = transcript_for(self._path, asked.body)
         if call.transcript is not None:
-            asked = with_ids(asked)
+            asked = with_ids(self._path, asked)
         tried: set[str] = set()
         failures, from_prompt = 0, False
         while failures < DECODE_ATTEMPTS and (chosen := self._choose(call, tried, route)) is not None:
             worker = chosen.worker
             tried.add(worker.worker)
-            request, had = asked, call.tokens
+            request, had = asked, call.progress
             if call.sent and call.transcript is not None:
                 request = next_leg(self._path, asked, call.transcript, from_prompt=from_prompt, takes_ids=worker.takes_prompt_token_ids)
             try:
@@ -123,7 +124,7 @@ class Decoding:
                     # What can't be continued may be computed again from the prompt, there too.
                     tried.discard(worker.worker)
                     from_prompt = True
-            failures = 1 if call.tokens > had else failures + 1
+            failures = 1 if call.progress > had else failures + 1
             if call.sent and await self._is_over(call, asked):
                 return
             if not (call.sent or self._gateway.retries.take(time.monotonic())):
@@ -191,7 +192,7 @@ class Decoding:
             first_token()
             how = "continued" if call.transcript.continues else "computed again"
             self._gateway.metrics.resumed.labels(how).inc()
-            log.info("request %s: %s goes on after %d tokens, %s", call.request_id, leg.worker, call.tokens, how)
+            log.info("request %s: %s goes on after %d, %s", call.request_id, leg.worker, call.progress, how)
         patcher, transcript, heard = EventPatcher(call.cached), call.transcript, self._gateway.fleet.health.heard
         while piece:
             heard[leg.worker] = time.monotonic()

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from router.apis import CHAT, COMPLETIONS
+from router.apis import CHAT, COMPLETIONS, MESSAGES
 from router.fields import DecodeRequest, is_splittable
+from router.message_transcript import MessageTranscript
 from router.transcript import Transcript
 
 _COMPLETION_TOKENS_MAX = 16
@@ -29,27 +30,32 @@ _STATELESS_IN_CHAT = {"logprobs", "top_logprobs", "return_tokens_as_token_ids", 
 """A completion's logprobs count characters from its beginning."""
 
 
-def transcript_for(path: str, body: dict[str, Any]) -> Transcript | None:
+def transcript_for(path: str, body: dict[str, Any]) -> Transcript | MessageTranscript | None:
     """Where to write down the answer to ``body``; None where nobody could go on with it."""
     temperature, stop = body.get("temperature"), body.get("stop") or []
     greedy = type(temperature) in (int, float) and temperature == 0
     alone = body.get("n") in (None, 1) and not body.get("best_of") and body.get("include_reasoning") is not False
+    if path == MESSAGES:
+        return MessageTranscript() if body.get("stream") is True and greedy else None
     if path not in (CHAT, COMPLETIONS) or not (body.get("stream") is True and greedy and alone and is_splittable(path, body)):
         return None
     stops = [stop] if isinstance(stop, str) else [text for text in stop if isinstance(text, str)] if isinstance(stop, list) else []
     return Transcript(ids_wanted=body.get("return_token_ids") is True, stop=stops, in_output=body.get("include_stop_str_in_output") is True)
 
 
-def with_ids(asked: DecodeRequest) -> DecodeRequest:
-    """The request that also asks for the ids of what is generated."""
-    return asked._replace(added={**asked.added, "return_token_ids": True})
+def with_ids(path: str, asked: DecodeRequest) -> DecodeRequest:
+    """The request that also asks for the ids of what is generated, where the API has them."""
+    return asked if path == MESSAGES else asked._replace(added={**asked.added, "return_token_ids": True})
 
 
-def next_leg(path: str, asked: DecodeRequest, transcript: Transcript, *, from_prompt: bool, takes_ids: bool) -> DecodeRequest:
+def next_leg(path: str, asked: DecodeRequest, transcript: Transcript | MessageTranscript, *, from_prompt: bool, takes_ids: bool) -> DecodeRequest:
     """The request for an engine that goes on where the one before it died, which ``transcript`` is told.
 
     ``from_prompt``: it computes all again. ``takes_ids``: its chat endpoint takes a prompt's ids.
     """
+    if isinstance(transcript, MessageTranscript):
+        transcript.begin_again()
+        return asked
     tokens = 0
     if not from_prompt and transcript.prompt_ids and transcript.plain and may_continue(path, asked.body, takes_ids=takes_ids):
         tokens = transcript.place()

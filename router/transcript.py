@@ -104,6 +104,11 @@ class Transcript:
         return self._ids
 
     @property
+    def progress(self) -> int:
+        """How much the client has: tokens."""
+        return len(self.ids)
+
+    @property
     def finished(self) -> bool:
         """Whether the client has the answer's last token."""
         self._read()

@@ -62,7 +62,7 @@ def answered(engine: GreedyEngine, path: str, body: dict[str, Any], deaths: list
     """The whole stream as a client gets it, and how many tokens each resumption went on behind. ``deaths``: after how many bytes."""
     transcript = transcript_for(path, body)
     assert transcript is not None
-    asked = with_ids(DecodeRequest(body, PROMPT))
+    asked = with_ids(path, DecodeRequest(body, PROMPT))
     leg, out, places, from_prompt = asked, b"", [], False
     for number, death in enumerate([*deaths, None, None]):
         raw = b"".join(engine.events(leg.body | leg.added, list(leg.token_ids or ()), f"engine-{number}"))[:death]
