@@ -15,6 +15,8 @@ class Replica:
 
     def __init__(self) -> None:
         self.workers: dict[str, Worker] = {}
+        self.unconfirmed: set[str] = set()
+        """Workers that the daemon before this one had, and this one was not told of yet."""
         self.version = 0
         self._keys: dict[bytes, frozenset[Tier]] = {}
         self._hbm: dict[str, set[bytes]] = {}
@@ -72,13 +74,17 @@ class Replica:
         """The tiers that have a chunk."""
         return self._keys.get(key, frozenset())
 
-    def load(self, snapshot: SnapshotReply) -> None:
-        """Replaces everything by a snapshot."""
+    def load(self, snapshot: SnapshotReply, *, keep_workers: bool = False) -> None:
+        """Replaces everything by a snapshot. ``keep_workers``: those that a daemon before this one had stay, as unconfirmed."""
+        of_another = self.workers if snapshot.epoch != self._epoch else {name: self.workers[name] for name in self.unconfirmed}
+        before = of_another if keep_workers else {}
         self._epoch, self._seq = snapshot.epoch, snapshot.seq
         self._keys = {}
         for tier, keys in snapshot.keys.items():
             self._store(keys, tier)
         self.workers = {worker.worker: worker for worker in snapshot.workers}
+        self.unconfirmed = before.keys() - self.workers.keys()
+        self.workers |= {name: before[name] for name in self.unconfirmed}
         self._hbm = {worker: set(keys) for worker, keys in snapshot.hbm.items()}
         self.version += 1
 
@@ -100,13 +106,26 @@ class Replica:
                 self._remove(event.keys, event.tier)
             elif isinstance(event, WorkerUp):
                 self.workers[event.worker.worker] = event.worker
+                self.unconfirmed.discard(event.worker.worker)
             elif isinstance(event, WorkerDown):
-                self.workers.pop(event.worker, None)
-                self._hbm.pop(event.worker, None)
+                self._drop(event.worker)
             elif isinstance(event, HbmChanged):
                 self._change_hbm(event)
         self.version += 1
         return True
+
+    def forget_unconfirmed(self) -> list[str]:
+        """Drops the workers that no daemon confirmed, and names them."""
+        gone = sorted(self.unconfirmed)
+        for worker in gone:
+            self._drop(worker)
+        self.version += 1
+        return gone
+
+    def _drop(self, worker: str) -> None:
+        self.workers.pop(worker, None)
+        self.unconfirmed.discard(worker)
+        self._hbm.pop(worker, None)
 
     def _change_hbm(self, event: HbmChanged) -> None:
         held = set() if event.whole else self._hbm.get(event.worker, set())

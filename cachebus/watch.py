@@ -11,7 +11,7 @@ from pathlib import Path
 from cachebus import zeromq
 from cachebus.codec import EventBatch, decode_events, decode_reply, encode_request
 from cachebus.errors import BusUnavailable, ProtocolError
-from cachebus.messages import Event, Snapshot, SnapshotReply, Stored, WorkerUp
+from cachebus.messages import Event, Snapshot, SnapshotReply, Stored, WorkerDown, WorkerUp
 from cachebus.messages_peers import Missed
 from cachebus.replica import Replica
 
@@ -19,6 +19,8 @@ log = logging.getLogger("headstart.watch")
 
 SILENCE_SECONDS_MAX = 3.0
 _SNAPSHOT_SECONDS_MAX = 2.0
+_CONFIRM_SECONDS_MAX = 5.0
+"""How long a worker of the daemon before may take to tell a new one of itself; workers look for it every second."""
 
 
 class Watch:
@@ -34,6 +36,7 @@ class Watch:
         self._heard_at = float("-inf")
         self._synced = asyncio.Event()
         self._ticket = 0
+        self._confirmed: asyncio.TimerHandle | None = None
 
     @property
     def connected(self) -> bool:
@@ -56,6 +59,8 @@ class Watch:
 
     async def close(self) -> None:
         """Stops following."""
+        if self._confirmed is not None:
+            self._confirmed.cancel()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._peer.close()
@@ -102,9 +107,19 @@ class Watch:
                     self._apply(missed)
                 self._synced.set()
             elif isinstance(reply.body, SnapshotReply):
-                self.replica.load(reply.body)
+                self.replica.load(reply.body, keep_workers=True)
                 self._synced.set()
+                self._await_confirmation()
                 for worker in reply.body.workers:
                     self._on_event(WorkerUp(worker))
                 for tier, keys in reply.body.keys.items():
                     self._on_event(Stored(keys, tier))
+
+    def _await_confirmation(self) -> None:
+        if self._confirmed is not None:
+            self._confirmed.cancel()
+        self._confirmed = asyncio.get_running_loop().call_later(_CONFIRM_SECONDS_MAX, self._forget) if self.replica.unconfirmed else None
+
+    def _forget(self) -> None:
+        for worker in self.replica.forget_unconfirmed():
+            self._on_event(WorkerDown(worker))

@@ -76,7 +76,11 @@ class Engine:
 
     def clean(self) -> None:
         """Removes every container, volume and network of this storage; images stay for the next time."""
-        self.run("podman rm --all --force --time 0; podman volume prune --force; podman network prune --force", check=False)
+        # Podman removes none on which another one depends, so the second turn takes those.
+        self.run(
+            "for turn in 1 2; do podman rm --all --force --time 0 || true; done; podman volume prune --force; podman network prune --force",
+            check=False,
+        )
 
 
 @contextmanager

@@ -15,6 +15,8 @@ LONG_EVERY, LONG_TOKENS = 10, 10_000
 """How many of a prompt's own every tenth has, so that some go through prefill."""
 _FIRST_ID, _LAST_ID = 5, 4000
 _SECONDS_MAX = 60
+_CONNECT_SECONDS_MAX = 3
+"""What is sent to a container's address as it goes is lost without a word."""
 
 
 def prompt_of(number: int) -> list[int]:
@@ -37,11 +39,12 @@ class Counted:
 class Load:
     """``with Load(...)``: clients from its beginning to its end. ``known`` gives the answer to a prompt as the client is sent it."""
 
-    def __init__(self, port: int, clients: int, prompts: int, known: Callable[[int], str]) -> None:
+    def __init__(self, port: int, clients: int, prompts: int, known: Callable[[int], str], first: int = 0) -> None:
         self.counted = Counted()
         self._port, self._known, self._prompts = port, known, prompts
         self._ending = threading.Event()
         self._lock = threading.Lock()
+        self._first = first
         self._next = 0
         self._threads = [threading.Thread(target=self._client) for _ in range(clients)]
 
@@ -55,9 +58,9 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    def go_on(self, answers: int) -> None:
+    def go_on(self, answers: int, seconds_max: float = _SECONDS_MAX) -> None:
         """Until so many more were right. Raises AssertionError where they don't come."""
-        wanted, deadline = self.counted.right + answers, time.monotonic() + _SECONDS_MAX
+        wanted, deadline = self.counted.right + answers, time.monotonic() + seconds_max
         while self.counted.right < wanted:
             assert time.monotonic() < deadline, self.counted
             time.sleep(0.05)
@@ -65,7 +68,7 @@ class Load:
     def _client(self) -> None:
         while not self._ending.is_set():
             with self._lock:
-                number = self._next % self._prompts
+                number = self._first + self._next % self._prompts
                 self._next += 1
             while not self._ending.is_set():
                 try:
@@ -88,8 +91,10 @@ class Load:
 def ask(port: int, number: int) -> tuple[str, int]:
     """The answer to a prompt and how many of its tokens were cached. Raises OSError, HTTPException or ValueError where it is not answered whole."""
     body = {"model": "headstart-demo", "prompt": prompt_of(number), "max_tokens": ANSWER_TOKENS, "temperature": 0}
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_SECONDS_MAX)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_CONNECT_SECONDS_MAX)
     try:
+        connection.connect()
+        connection.sock.settimeout(_SECONDS_MAX)
         connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
         response = connection.getresponse()
         answer = response.read()
