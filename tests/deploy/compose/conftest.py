@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,9 +32,14 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """The same with real workers: this environment's vLLM, mounted, in place of one that is installed in four minutes."""
     folder = tmp_path_factory.mktemp("real")
-    places = {str(Path(sys.prefix).resolve()), sys.base_prefix}
-    with engine(folder, [f"{place}:{place}:ro" for place in sorted(places)]) as made:
-        script = f"PYTHONPATH=/opt/headstart/lib/python3.11/site-packages exec {sys.executable} -m deploy $1"
+    # Not at their own places, which may lie in a home that only its owner may enter.
+    places = {sys.base_prefix: "python", sysconfig.get_path("purelib"): "site", str(folder / "headstart"): "source"}
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    script = (
+        "export LD_LIBRARY_PATH=/engine/python/lib PYTHONHOME=/engine/python PYTHONPATH=/engine/source:/engine/site\n"
+        f"exec /engine/python/bin/{version} -m deploy $1"
+    )
+    with engine(folder, [f"{place}:/engine/{name}:ro" for place, name in places.items()]) as made:
         _images(made, folder, script, {})
         yield made
 

@@ -18,8 +18,8 @@ from cachebus.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 STORE = Path("/var/tmp/headstart-test-containers")
-BASE = "localhost/headstart-test-base:bookworm"
-REDIS = "localhost/headstart-test-redis:bookworm"
+BASE = "localhost/headstart-test-base:bookworm-2"
+REDIS = "localhost/headstart-test-redis:bookworm-2"
 SECONDS_MAX = 240
 _MIRROR = "$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' | head -n 1)"
 """Where this machine's apt gets it from; nothing, and so debootstrap's own choice, where it is of another release."""
@@ -120,7 +120,7 @@ def _environment(folder: Path, mounts: Sequence[str]) -> dict[str, str]:
     pip = [f"[global]\ncert = /etc/ssl/host/{Path(os.environ.get('PIP_CERT', '/etc/ssl/certs/ca-certificates.crt')).name}\ntimeout = 60"]
     pip += [f"index-url = {os.environ['PIP_INDEX_URL']}"] if "PIP_INDEX_URL" in os.environ else []
     (folder / "pip.conf").write_text("\n".join(pip) + "\n")
-    build = f"--quiet --build-arg BASE={BASE} --secret id=pip,src={folder}/pip.conf --volume /etc/ssl/certs:/etc/ssl/host:ro"
+    build = f"--quiet --build-arg BASE={BASE} --build-arg WORKER_BASE={BASE} --secret id=pip,src={folder}/pip.conf --volume /etc/ssl/certs:/etc/ssl/host:ro"
     programs = folder / "bin"
     programs.mkdir()
     (programs / "docker").write_text(_DOCKER.format(compose=Path(sys.executable).with_name("podman-compose"), build=build))
@@ -144,7 +144,7 @@ def _make_base(made: Engine, folder: Path) -> None:
     if made.run(f"podman image exists {BASE} && podman image exists {REDIS} && echo there", check=False):
         return
     root = folder / "root"
-    made.run(f"debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates,redis-server bookworm {root} {_MIRROR}")
+    made.run(f"debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates,libnuma1,redis-server bookworm {root} {_MIRROR}")
     made.run(f"tar -C {root} -c --exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' . | podman import --quiet - {BASE}")
     shutil.rmtree(root)
     build(made, folder / "redis", REDIS, f"FROM {BASE}\nRUN install -d -o 999 -g 999 /data\n")
