@@ -120,7 +120,8 @@ def _environment(folder: Path, mounts: Sequence[str]) -> dict[str, str]:
     pip = [f"[global]\ncert = /etc/ssl/host/{Path(os.environ.get('PIP_CERT', '/etc/ssl/certs/ca-certificates.crt')).name}\ntimeout = 60"]
     pip += [f"index-url = {os.environ['PIP_INDEX_URL']}"] if "PIP_INDEX_URL" in os.environ else []
     (folder / "pip.conf").write_text("\n".join(pip) + "\n")
-    build = f"--quiet --build-arg BASE={BASE} --build-arg WORKER_BASE={BASE} --secret id=pip,src={folder}/pip.conf --volume /etc/ssl/certs:/etc/ssl/host:ro"
+    bases = f"--build-arg BASE={BASE} --build-arg WORKER_BASE={BASE}"
+    build = f"--quiet {bases} --secret id=pip,src={folder}/pip.conf --volume /etc/ssl/certs:/etc/ssl/host:ro"
     programs = folder / "bin"
     programs.mkdir()
     (programs / "docker").write_text(_DOCKER.format(compose=Path(sys.executable).with_name("podman-compose"), build=build))
