@@ -34,7 +34,7 @@ def is_cacheable(path: str, body: dict[str, Any]) -> bool:
     thinking = body.get("thinking")
     if path == MESSAGES and isinstance(thinking, dict) and thinking.get("type") == "disabled":
         return False
-    return _are_text(body.get("messages"), (None,))
+    return _are_text(body.get("messages"), (None, "message"))
 
 
 def _are_text(messages: Any, kinds: tuple[str | None, ...]) -> bool:

@@ -23,13 +23,14 @@ from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, S
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
+from router.apis import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
 from router.timeline import Phase, Timeline, Trace
 
 EXPORT_SECONDS_MAX = 2.0
 CLOSE_SECONDS_MAX = 3.0
 SPANS_WAITING_MAX = 8192
 """Spans not sent yet; more are dropped, since no request waits for a collector."""
-_OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
+_OPERATIONS = {CHAT: "chat", MESSAGES: "chat", RESPONSES: "chat", COMPLETIONS: "text_completion", EMBEDDINGS: "embeddings"}
 _SERVER_ERRORS_FROM = 500
 
 

@@ -37,6 +37,8 @@ def namespace_parts(config: VllmConfig) -> dict[str, str]:
         "config overrides": json.dumps(model.hf_overrides, sort_keys=True, default=str) if model.hf_overrides else "",
         # The ranks' parts of a chunk are whole only together, so engines with more or fewer have other chunks.
         **({"tensor parallel size": str(ranks)} if ranks > 1 else {}),
+        # Also the base model's own KV is then made by other layers; that the values are the same nobody has shown.
+        **({"LoRA": "on"} if config.lora_config is not None else {}),
         "engine": f"vllm {__version__} on {config.device_config.device_type}",
     }
 

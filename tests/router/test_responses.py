@@ -128,3 +128,17 @@ def test_a_model_that_does_not_embed_says_so(make_engine: MakeEngine, router: Ro
     error = json.loads(raw)["error"]
     assert (status, error["code"]) == (404, "unsupported_by_model")
     assert error["message"] == "The model `m` does not serve /v1/embeddings."
+
+
+@pytest.mark.parametrize(
+    ("messages", "cacheable"),
+    [
+        ([{"role": "user", "content": "a"}, {"type": "message", "role": "user", "content": [{"type": "text", "text": "a"}]}], True),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}, {"role": "tool", "content": "1"}], True),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:"}}]}], False),
+        ([{"role": "user", "content": [{"image_url": "data:"}]}], False),
+        ([{"role": "user", "content": [{"type": ["text"]}]}], False),
+    ],
+)
+def test_which_chats_may_be_looked_up(messages: list[Any], cacheable: bool) -> None:
+    assert is_cacheable("/v1/chat/completions", {"messages": messages}) is cacheable
