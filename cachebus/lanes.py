@@ -156,16 +156,20 @@ class Lane:
 
     def _work(self, jobs: Jobs) -> None:
         while (job := jobs.get()[2]) is not None:
-            together = [job, *self._along_with(job, jobs)]
-            try:
-                outcomes = self._do(together)
-            except (OSError, TierError) as error:
-                log.debug("%s: %s failed: %s", self.tier, type(job).__name__.lower(), error)
-                outcomes = [Outcome(False)] * len(together)
-            for done, outcome in zip(together, outcomes, strict=True):
+            for done, outcome in self._finish(job, jobs):
                 if done.number:
                     self._outcomes.put((done.number, outcome))
                     self._wake()
+
+    def _finish(self, job: Job, jobs: Jobs) -> Iterator[tuple[Job, Outcome]]:
+        """Does a job, and those of ``jobs`` that are done together with it; each outcome comes as soon as it is known."""
+        together = [job, *self._along_with(job, jobs)]
+        try:
+            outcomes = self._do(together)
+        except (OSError, TierError) as error:
+            log.debug("%s: %s failed: %s", self.tier, type(job).__name__.lower(), error)
+            outcomes = [Outcome(False)] * len(together)
+        yield from zip(together, outcomes, strict=True)
 
     def _along_with(self, job: Job, jobs: Jobs) -> list[Job]:
         """Takes jobs that are done together with ``job``."""

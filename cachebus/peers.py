@@ -7,10 +7,12 @@ Where routers here are to know of a node's workers, its follower says on what th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -19,14 +21,14 @@ from cachebus.chunk import key_id as digest_key_id
 from cachebus.codec import decode_events, decode_reply, encode_request
 from cachebus.effects import Held, Job, Loan, Outcome, Probe, Read
 from cachebus.errors import BusError, BusUnavailable, ProtocolError
-from cachebus.lanes import Lane, Memory, taken
+from cachebus.lanes import Digesting, Jobs, Lane, Memory, taken
 from cachebus.messages import Event, Ping, Pong, Removed, Reply, Report, Request, Snapshot, SnapshotReply, Stored, WorkerDown, WorkerUp
 from cachebus.messages_hbm import HbmChanged
 from cachebus.messages_peers import Lend, Lent, Missed
 from cachebus.peer_places import PeerPlaces
 from cachebus.replica import Replica
 from cachebus.wire import Tier
-from cachebus.zeromq_peers import BytesReader, PeerAddress, PeerLink
+from cachebus.zeromq_peers import BytesReader, PeerAddress, PeerLink, Wanted
 
 log = logging.getLogger("headstart.cachebus")
 
@@ -211,7 +213,7 @@ class PeerLane(Lane):
         # Both are replaced as a whole by the thread that looks for nodes; the others read them.
         self._addresses: dict[str, PeerAddress] = places.named
         self._followers: dict[str, Follower] = {}
-        self._own = _Own()
+        self._own, self._streams = _Own(), streams
         self._news: queue.SimpleQueue[tuple[str, Event]] = queue.SimpleQueue()
         super().__init__(memory, streams, 0, wake)
 
@@ -241,15 +243,50 @@ class PeerLane(Lane):
         try:
             if isinstance(job, Probe):
                 return self._borrow(job)
-            if isinstance(job, Read) and job.loan:
-                into = self._memory.extent(job.into, job.header.length)
-                reader, digesting = self._connections(job.loan.peer).reader, self._memory.digesting()
-                if not reader.read(job.loan.lease, job.loan.token, job.loan.offset, into, self._timeout_ms, digesting.take):
-                    return Outcome(False)
-                return self._checked(job, job.header, digesting)
         except BusError as error:
             log.debug("peer: %s", error)
         return Outcome(False)
+
+    def _finish(self, job: Job, jobs: Jobs) -> Iterator[tuple[Job, Outcome]]:
+        return self._read(job, job.loan, jobs) if isinstance(job, Read) and job.loan else super()._finish(job, jobs)
+
+    def _read(self, first: Read, loan: Loan, jobs: Jobs) -> Iterator[tuple[Job, Outcome]]:
+        """Reads a chunk; more of the same node while there is more than the other threads take, so that bytes come while a chunk's end is checked."""
+        begun: deque[tuple[Read, Digesting]] = deque()
+
+        def wanted() -> Iterator[Wanted]:
+            job: Read | None = first
+            while job is not None and job.loan:
+                digesting = self._memory.digesting()
+                begun.append((job, digesting))
+                yield Wanted(job.loan.lease, job.loan.token, job.loan.offset, self._memory.extent(job.into, job.header.length), digesting.take)
+                job = self._next_read(loan.peer, jobs)
+
+        try:
+            reader = self._connections(loan.peer).reader
+        except BusError as error:
+            log.debug("peer: %s", error)
+            yield first, Outcome(False)
+            return
+        try:
+            for allowed in reader.read(wanted(), self._timeout_ms):
+                job, digesting = begun.popleft()
+                yield job, self._checked(job, job.header, digesting) if allowed else Outcome(False)
+        except BusError as error:
+            log.debug("peer: %s", error)
+        for job, _ in begun:
+            yield job, Outcome(False)
+
+    def _next_read(self, peer: str, jobs: Jobs) -> Read | None:
+        if jobs.qsize() < self._streams:
+            return None
+        with contextlib.suppress(queue.Empty):
+            entry = jobs.get_nowait()
+            job = entry[2]
+            if isinstance(job, Read) and job.loan and job.loan.peer == peer:
+                return job
+            jobs.put(entry)
+        return None
 
     def _borrow(self, job: Probe) -> Outcome:
         own = self._connections(job.peer)
@@ -287,7 +324,7 @@ class PeerLane(Lane):
             own[peer] = _Connections(PeerLink(addresses[peer], events=False), BytesReader(addresses[peer]))
         return own[peer]
 
-    def _work(self, jobs: queue.PriorityQueue[tuple[int, int, Job | None]]) -> None:
+    def _work(self, jobs: Jobs) -> None:
         for peer in self._places.named:
             self._connections(peer)
         super()._work(jobs)

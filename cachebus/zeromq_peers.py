@@ -12,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import struct
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import zmq
 import zmq.auth
@@ -278,6 +280,36 @@ def _all(socket: zmq.Socket[bytes] | None, ready: dict[object, int]) -> list[byt
     return found
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Bytes of another node's region from ``offset`` on, for ``into``. ``taken`` is called with each piece of it once it is there, in order."""
+
+    lease: int
+    token: bytes
+    offset: int
+    into: memoryview
+    taken: Taken = lambda piece: None
+
+
+class _Piece(NamedTuple):
+    wanted: Wanted
+    start: int
+    into: memoryview
+    is_last: bool
+
+
+class _Asked(NamedTuple):
+    ticket: int
+    piece: _Piece
+
+
+def _pieces(wanted: Wanted) -> Iterator[_Piece]:
+    total = len(wanted.into)
+    for start in range(0, total, PIECE_BYTES):
+        end = min(start + PIECE_BYTES, total)
+        yield _Piece(wanted, start, wanted.into[start:end], end == total)
+
+
 class BytesReader:
     """Reads another node's region. For one thread. A read that fails leaves no later answer behind: its connection is thrown away."""
 
@@ -287,15 +319,17 @@ class BytesReader:
         self._ticket = 0
         self._connect()
 
-    def read(self, lease: int, token: bytes, offset: int, into: memoryview, timeout_ms: int, taken: Taken = lambda piece: None) -> bool:
-        """Fills ``into`` from ``offset``; False where that is refused. Raises BusUnavailable where nothing comes for ``timeout_ms``.
+    def read(self, wanted: Iterable[Wanted], timeout_ms: int) -> Iterator[bool]:
+        """Fills each ``into``, in order, and says whether that was allowed as soon as it is done. Raises BusUnavailable where nothing comes for
+        ``timeout_ms``.
 
-        ``taken`` is called with each piece of ``into`` once it is there, in order. ``into`` is not written any more when this returns or raises.
+        While the end of one comes, the beginning of the next is asked for, so ``wanted`` is taken from as far ahead as a window reaches. What was
+        said of is not written any more, nor is anything once this has raised.
         """
         self._socket.setsockopt(zmq.RCVTIMEO, timeout_ms)
         self._socket.setsockopt(zmq.SNDTIMEO, timeout_ms)
         try:
-            return self._read(lease, token, offset, into, taken)
+            yield from self._read(wanted)
         except zmq.ZMQError as error:
             self._socket.close(0)
             self._connect()
@@ -305,19 +339,26 @@ class BytesReader:
         """Closes the connection."""
         self._context.destroy(linger=0)
 
-    def _read(self, lease: int, token: bytes, offset: int, into: memoryview, taken: Taken) -> bool:
-        pieces = [into[start : start + PIECE_BYTES] for start in range(0, len(into), PIECE_BYTES)]
-        good = True
-        first = self._ticket
-        for number in range(len(pieces) + WINDOW):
-            if number < len(pieces):
+    def _read(self, wanted: Iterable[Wanted]) -> Iterator[bool]:
+        asked: deque[_Asked] = deque()
+        pieces = (piece for one in wanted for piece in _pieces(one))
+        good, left = True, True
+        while left or asked:
+            while left and len(asked) < WINDOW:
+                if (piece := next(pieces, None)) is None:
+                    left = False
+                    break
                 self._ticket += 1
-                place = offset + number * PIECE_BYTES
-                self._socket.send(_READ.pack(self._ticket, lease, place, len(pieces[number]), token))
-            if 0 <= (done := number - WINDOW + 1) < len(pieces):
-                good &= self._receive(first + done + 1, pieces[done])
-                taken(pieces[done])
-        return good
+                one = piece.wanted
+                self._socket.send(_READ.pack(self._ticket, one.lease, one.offset + piece.start, len(piece.into), one.token))
+                asked.append(_Asked(self._ticket, piece))
+            if asked:
+                ticket, piece = asked.popleft()
+                good &= self._receive(ticket, piece.into)
+                piece.wanted.taken(piece.into)
+                if piece.is_last:
+                    yield good
+                    good = True
 
     def _receive(self, ticket: int, into: memoryview) -> bool:
         if self._socket.recv() != _TICKET.pack(ticket):

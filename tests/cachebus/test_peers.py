@@ -21,7 +21,7 @@ from cachebus.messages import Clear, Denied, Request, Snapshot, SnapshotReply, S
 from cachebus.messages_peers import Lend, Lent
 from cachebus.security import Keyring
 from cachebus.settings import CacheSettings, SecuritySettings
-from cachebus.zeromq_peers import BytesReader, Pair, PeerAddress, PeerLink, new_pair
+from cachebus.zeromq_peers import WINDOW, BytesReader, Pair, PeerAddress, PeerLink, Wanted, new_pair
 
 
 @pytest.fixture(params=["keys", "plain bytes", "no keys"])
@@ -138,7 +138,7 @@ def test_a_router_may_look_and_not_borrow(pair: Nodes) -> None:
     assert isinstance(ask(other, Clear(["dram"])), Denied)
     assert isinstance(ask(other, Stat()), Denied)
     with pytest.raises(BusUnavailable):
-        BytesReader(address).read(1, bytes(16), 0, memoryview(bytearray(10)), 500)
+        list(BytesReader(address).read([Wanted(1, bytes(16), 0, memoryview(bytearray(10)))], 500))
 
 
 @pytest.mark.parametrize("keys", [True, False])
@@ -151,13 +151,37 @@ def test_bytes_need_a_token_that_fits(tmp_path: Path, keys: bool) -> None:
     (chunk,) = lent.chunks
     reader = BytesReader(PeerAddress("127.0.0.1", nodes.ports[0]))
     into = memoryview(bytearray(LENGTH))
-    assert reader.read(lent.lease, lent.token, chunk.offset, into, 1000)
+    assert list(reader.read([Wanted(lent.lease, lent.token, chunk.offset, into)], 1000)) == [True]
     assert bytes(into) == content(1)
     lease, token, offset = lent.lease, lent.token, chunk.offset
     for wrong in ((lease, bytes(16), offset), (lease + 1, token, offset), (lease, token, offset + 1)):
         into[:] = bytes(LENGTH)
-        assert not reader.read(*wrong, into, 1000)
+        assert list(reader.read([Wanted(*wrong, into)], 1000)) == [False]
         assert bytes(into) == bytes(LENGTH)
+    reader.close()
+    nodes.stop()
+
+
+def test_the_next_chunk_is_asked_for_while_one_comes_and_each_is_told_of_when_it_is_there(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path, 2, keys=False)
+    numbers = range(1, 3 * WINDOW)
+    put(nodes.buses[0], *numbers)
+    address = PeerAddress("127.0.0.1", nodes.ports[0])
+    lent = ask(address, Lend(LAYOUT, [key(number) for number in numbers], 50))
+    assert isinstance(lent, Lent)
+    reader, begun = BytesReader(address), []
+    places = {number: memoryview(bytearray(LENGTH)) for number in numbers}
+    refused = 5
+
+    def wanted() -> Iterator[Wanted]:
+        for number, chunk in zip(numbers, lent.chunks, strict=True):
+            begun.append(number)
+            yield Wanted(lent.lease, bytes(16) if number == refused else lent.token, chunk.offset, places[number])
+
+    for number, allowed in zip(numbers, reader.read(wanted(), 1000), strict=True):
+        assert allowed is (number != refused)
+        assert bytes(places[number]) == (content(number) if allowed else bytes(LENGTH))
+        assert begun[-1] == min(number + WINDOW - 1, numbers[-1]), "no further ahead than a window"
     reader.close()
     nodes.stop()
 
@@ -215,7 +239,7 @@ def test_what_is_encrypted_can_not_be_read_on_the_way(tmp_path: Path, encrypted:
     through = PeerAddress("127.0.0.1", relay.port - 2, address.server, address.pair, encrypted)
     reader = BytesReader(through)
     into = memoryview(bytearray(LENGTH))
-    assert reader.read(lent.lease, lent.token, lent.chunks[0].offset, into, 2000)
+    assert list(reader.read([Wanted(lent.lease, lent.token, lent.chunks[0].offset, into)], 2000)) == [True]
     assert bytes(into) == content(1)
     assert (content(1)[1000:1064] in relay.seen) is not encrypted
     reader.close()
