@@ -204,6 +204,16 @@ def test_a_tool_call_keeps_its_first_id_and_gets_only_new_arguments() -> None:
     assert json.loads(said[6:])["choices"][0]["delta"] == {"tool_calls": [{"index": 0, "function": {"arguments": " 1}"}}]}
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_long_prompt_is_read_only_where_somebody_goes_on_from_it(wanted: bool) -> None:
+    transcript = Transcript(ids_wanted=wanted)
+    raw = event(text="a", prompt_token_ids=[9] * 100_000, token_ids=[7])
+    assert transcript.feed(raw) == (raw if wanted else event(text="a", prompt_token_ids=None, token_ids=None))
+    assert transcript._unread_bytes < 200
+    assert transcript.feed(event(text="b", token_ids=[8])) == event(text="b", token_ids=[8] if wanted else None)
+    assert (transcript.ids, transcript.prompt_ids) == ([7, 8], [9] * 100_000)
+
+
 def test_bytes_stay_as_the_engine_sent_them_but_for_the_ids() -> None:
     transcript = Transcript(ids_wanted=False)
     choice = b'{"index":0,"text":"\\"token_ids\\":[1] \xc3\xa9","logprobs":null,"prompt_token_ids":[9,8],"token_ids":[7]}'
