@@ -158,7 +158,11 @@ class ByCost:
         if way.tokens < ask.chunk_tokens:
             return False
         then = self._ways(ask, self._prompt(ask).as_if_stored(chunks), now)
-        return bool(then) and max(0.0, until - now) + then[0].total <= way.total
+        if not then:
+            return False
+        # What is computed a second time is taken from somebody else, also where a worker is idle now.
+        twice = max(0.0, way.compute - then[0].compute)
+        return max(0.0, until - now) + then[0].total <= way.total + twice
 
     def worker(self, role: Role, ask: Ask, without: Collection[str], now: float) -> Chosen | None:
         prompt = self._prompt(ask)

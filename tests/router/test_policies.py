@@ -201,6 +201,7 @@ def test_who_comes_later_waits_for_a_flight_where_that_is_sooner() -> None:
     policy, of = world.by_cost, ask(10_240)
     first = policy.ways(of, 0.0)[0]
     assert policy.waits(of, first, until=0.5, chunks=40, now=0.0)
+    assert policy.waits(of, first, until=first.own, chunks=40, now=0.0), "an idle worker is not there to compute what another has just begun"
     assert not policy.waits(of, first, until=3.0, chunks=40, now=0.0)
     assert not policy.waits(of, first, until=0.9, chunks=8, now=0.0), "a fifth of it is not worth waiting for nearly as long as all takes"
     assert policy.waits(of, first, until=-9.0, chunks=40, now=0.0), "one that is late ends soon"
