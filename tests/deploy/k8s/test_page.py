@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from page import blocks_of, execute, is_executed
-from rendering import K8S, ROOT, comparable, mounted_keys, pods, variant
+from rendering import K8S, ROOT, comparable, containers, mounted_keys, pod_template, pods, variant
 
 from cachebus.security import Keyring
 
@@ -46,3 +46,22 @@ def test_the_secret_mounted_as_pods_mount_it_lets_them_know_each_other(done: Pat
     assert ring.public_key("nodes") == data["nodes.public"]
     router = ring.member(data["router.public"])
     assert itself == (router is not None and router.role == "router")
+
+
+def asked_for(name: str) -> tuple[float, float]:
+    """Processors and GiB that all pods of a variant ask for."""
+    units = {"Mi": 1 / 1024, "Gi": 1.0}
+    cpus = memory = 0.0
+    for one in variant(name):
+        template = pod_template(one)
+        for container in containers(template["spec"]) if template else []:
+            requests, count = container["resources"]["requests"], one["spec"].get("replicas", 1)
+            cpu = str(requests["cpu"])
+            cpus += count * (float(cpu[:-1]) / 1000 if cpu.endswith("m") else float(cpu))
+            memory += count * float(requests["memory"][:-2]) * units[requests["memory"][-2:]]
+    return cpus, memory
+
+
+def test_what_the_demo_asks_for_is_as_the_page_says() -> None:
+    cpus, memory = asked_for("cpu-demo")
+    assert f"asks for {cpus:.1f} CPUs and {memory:.1f} GiB of memory" in PAGE

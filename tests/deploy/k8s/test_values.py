@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from typing import Any
 
 import helm_python
@@ -31,6 +32,17 @@ def described(path: tuple[str, ...]) -> dict[str, Any] | None:
     for key in path:
         found = (found or {}).get("properties", {}).get(key)
     return found
+
+
+def test_helm_finds_nothing_to_say() -> None:
+    report = helm_python.lint(str(K8S / "chart"), strict=True)
+    assert report["errors"] == []
+    assert [message for message in report["messages"] if message["severity"] > 1] == []
+
+
+def test_the_chart_is_of_this_version() -> None:
+    chart = yaml.safe_load((K8S / "chart" / "Chart.yaml").read_text())
+    assert chart["appVersion"] == chart["version"] == metadata.version("headstart")
 
 
 def test_schema_and_values_have_the_same_keys() -> None:
