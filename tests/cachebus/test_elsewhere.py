@@ -126,6 +126,44 @@ def test_workers_of_a_node_that_dies_are_gone_and_come_back(apart: tuple[Bus, li
     wait_for(lambda: names(front) == {"p1", "d1"}, 5)
 
 
+def test_a_node_that_starts_over_in_no_time_has_none_of_before(apart: tuple[Bus, list[Bus]]) -> None:
+    front, (one, two) = apart
+    one.register("p1", "prefill", "http://10.0.0.1:8001")
+    two.register("d1", "decode", "http://10.0.0.2:8001")
+    wait_for(lambda: names(front) == {"p1", "d1"})
+    one.stop()
+    one.start()
+    wait_for(lambda: names(front) == {"d1"}, 5)
+
+
+def test_what_is_said_on_is_not_said_on_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two routers' buses that follow a node and each other: neither what a snapshot brings nor what events do."""
+    nodes = Nodes(tmp_path, 1, keys=False)
+    node, ports = nodes.buses[0], [free_ports(), free_ports()]
+
+    def front(number: int) -> Bus:
+        run_dir = tmp_path / f"front{number}"
+        run_dir.mkdir()
+        peers = [f"127.0.0.1:{nodes.ports[0]}", f"127.0.0.1:{ports[1 - number]}"]
+        return Bus(run_dir, CacheSettings(node_port=ports[number], peers=peers, peer_workers=True))
+
+    node.register("d1", "decode", "http://10.0.0.2:8001")
+    fronts = [front(0)]
+    wait_for(lambda: names(fronts[0]) == {"d1"})
+    fronts.append(front(1))
+    wait_for(lambda: names(fronts[1]) == {"d1"} and all(bus.daemon.statistics()["peers"] == 2 for bus in fronts))
+    client = node.client(node.holder)
+    client.connect(ANSWER_MS)
+    client.call(Drain("d1"), ANSWER_MS)
+    client.close()
+    wait_for(lambda: all([w.draining for w in told(bus).workers] == [True] for bus in fronts))
+    nodes.stop()
+    wait_for(lambda: all(names(bus) == set() for bus in fronts), 5)
+    assert "is called d1" not in caplog.text
+    for bus in fronts:
+        bus.stop()
+
+
 def test_buses_of_workers_do_not_say_on_what_they_hear(tmp_path: Path) -> None:
     nodes = Nodes(tmp_path, 2, keys=False)
     nodes.in_touch()
