@@ -44,11 +44,13 @@ def keys(folder: Path) -> Mapping[str, bytes]:
 def cluster(folder: Path, keys: Mapping[str, bytes]) -> Iterator[Pods]:
     made = Pods(variant("cpu-demo"), folder, keys)
     made.resolve(PREFILL, DECODE)
-    for name, workload, address in (("p-0", "prefill", PREFILL), ("d-0", "decode", DECODE), ("r-0", "router", ROUTER)):
-        made.start(pod(workload), name, address)
-    wait_for(lambda: made.answers(f"http://{ROUTER}:{made.port}/ready") and workers(made) == {"prefill": 1, "decode": 1}, 30)
-    yield made
-    made.stop()
+    try:
+        for name, workload, address in (("p-0", "prefill", PREFILL), ("d-0", "decode", DECODE), ("r-0", "router", ROUTER)):
+            made.start(pod(workload), name, address)
+        wait_for(lambda: made.answers(f"http://{ROUTER}:{made.port}/ready") and workers(made) == {"prefill": 1, "decode": 1}, 30)
+        yield made
+    finally:
+        made.stop()
 
 
 def pod(workload: str) -> Object:
