@@ -23,6 +23,7 @@ from router.metrics import RouterMetrics
 from router.policies import Ask, make_policy
 from router.remembered import Guess
 from router.reports import Reports, arrived
+from router.retries import RetryBudget
 from router.settings import RouterSettings
 from router.timeline import WAIT, phase
 
@@ -64,9 +65,18 @@ class Route:
 class Dispatcher:
     """Decides and runs prefill legs."""
 
-    def __init__(self, settings: RouterSettings, watch: Watch, colleagues: Colleagues, fleet: Fleet, legs: Legs, metrics: RouterMetrics) -> None:
+    def __init__(
+        self,
+        settings: RouterSettings,
+        watch: Watch,
+        colleagues: Colleagues,
+        fleet: Fleet,
+        legs: Legs,
+        metrics: RouterMetrics,
+        retries: RetryBudget,
+    ) -> None:
         self._settings, self._watch, self._fleet, self._legs, self._metrics = settings, watch, fleet, legs, metrics
-        self._colleagues = colleagues
+        self._colleagues, self._retries = colleagues, retries
         self.learnt = Learnt()
         self.policy = make_policy(settings, watch.replica, fleet, self.learnt)
         self.flights = Flights(watch.replica, lambda flight: colleagues.end(flight.claim))
@@ -197,8 +207,10 @@ class Dispatcher:
     async def _prefill(self, ask: Ask, token_ids: Sequence[int], known: int, request_id: str, terms: Terms, computing: Computing) -> Report | None:
         """Has the prompt of ``ask`` computed, of which the first ``known`` chunks are stored."""
         tried: set[str] = set()
-        for _ in range(PREFILL_ATTEMPTS):
+        for attempt in range(PREFILL_ATTEMPTS):
             begun = time.monotonic()
+            if attempt and not self._retries.take(begun):
+                break
             chosen = self.policy.worker("prefill", ask, tried, begun)
             if chosen is None:
                 break

@@ -59,7 +59,7 @@ class Gateway:
         """Connects to the bus. Raises BusUnavailable, and SettingsError where the tenants' file is not right."""
         self.legs = Legs(self.settings.connect_seconds_max, self.fleet.health)
         self.probes = Probes(self.legs, self._registered, self.settings.health_ms / 1000)
-        self.dispatcher = Dispatcher(self.settings, self.watch, self.colleagues, self.fleet, self.legs, self.metrics)
+        self.dispatcher = Dispatcher(self.settings, self.watch, self.colleagues, self.fleet, self.legs, self.metrics, self.retries)
         try:
             await self.watch.start(BUS_SECONDS_MAX)
         except BusUnavailable:

@@ -61,6 +61,19 @@ def test_a_waiter_leads_when_the_leaders_worker_dies_in_the_middle(make_engine: 
     assert (len(bad.bodies), len(good.bodies)) == (1, 1)
 
 
+def test_a_second_prefill_worker_is_asked_within_the_retry_budget_alone(make_engine: MakeEngine, router: RouterUnderTest) -> None:
+    bad, good = make_engine("a", "prefill"), make_engine("b", "prefill")
+    make_engine("d", "decode")
+    router.knows(3)
+    bad.status = good.status = 500
+    assert ask(router, LONG)["x-headstart-route"] == "decode"
+    assert len(bad.bodies) + len(good.bodies) == 2
+    router.gateway.retries._saved = 0.0
+    router.gateway.retries._at = time.monotonic()
+    assert ask(router, LONG + "more")["x-headstart-route"] == "decode"
+    assert len(bad.bodies) + len(good.bodies) == 3
+
+
 def test_when_prefill_fails_the_leaders_decode_worker_computes_for_all(make_engine: MakeEngine, router: RouterUnderTest) -> None:
     prefill, decode = make_engine("p", "prefill"), make_engine("d", "decode")
     router.knows(2)
