@@ -21,7 +21,7 @@ from router.explain import explanation
 from router.fields import DecodeRequest, decode_body
 from router.fleet import Leg
 from router.gateway import Gateway
-from router.legs import EngineAnswer, LegBroken, LegFailed
+from router.legs import EngineAnswer, LegBroken, LegFailed, LegRefused
 from router.message_transcript import MessageTranscript
 from router.policies import Chosen
 from router.reports import arrived
@@ -104,6 +104,7 @@ class Decoding:
         if call.transcript is not None:
             asked = with_ids(self._path, asked)
         tried: set[str] = set()
+        refused: list[str] = []
         failures, from_prompt = 0, False
         while failures < DECODE_ATTEMPTS and (chosen := self._choose(call, tried, route)) is not None:
             worker = chosen.worker
@@ -113,11 +114,14 @@ class Decoding:
                 request = next_leg(self._path, asked, call.transcript, from_prompt=from_prompt, takes_ids=worker.takes_prompt_token_ids)
             try:
                 await self._leg(call, chosen, route, request)
+                self._gateway.fleet.health.refused(refused, time.monotonic())
                 return
             except (LegFailed, EngineFailed, EngineAnswer, Diverged, *LegBroken) as error:
                 if isinstance(error, EngineAnswer) and not call.sent:
                     raise
                 log.warning("request %s: decode on %s failed: %s", call.request_id, worker.worker, error or type(error).__name__)
+                if isinstance(error, LegRefused):
+                    refused.append(worker.worker)
                 if isinstance(error, Diverged | EngineAnswer):
                     if request is asked:
                         break

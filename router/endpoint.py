@@ -23,7 +23,7 @@ from router.errors import ApiError, refusal
 from router.explain import EXPLAIN
 from router.fields import DecodeRequest, parse_body, plain_prompt
 from router.gateway import Gateway
-from router.legs import EngineAnswer, LegBroken, LegFailed
+from router.legs import EngineAnswer, LegBroken, LegFailed, LegRefused
 from router.policies import Ask
 from router.prompts import is_cacheable
 from router.remembered import text_of
@@ -97,12 +97,17 @@ class Endpoint(ABC):
         """What a decode worker says, ``worker`` or another one that serves the model where that one fails, and which it was."""
         gateway = self._gateway
         tried: set[str] = set()
+        refused: list[str] = []
         while True:
             try:
-                return worker, await ask(worker)
+                said = await ask(worker)
+                gateway.fleet.health.refused(refused, time.monotonic())
+                return worker, said
             except (LegFailed, *LegBroken) as error:
                 log.warning("%s failed to answer to %s: %s", worker.worker, self._path, error or type(error).__name__)
                 tried.add(worker.worker)
+                if isinstance(error, LegRefused):
+                    refused.append(worker.worker)
                 if not gateway.retries.take(time.monotonic()):
                     raise ApiError(502, "the decode worker asked failed", code="workers_failed", retry_seconds=RETRY_SECONDS) from error
                 worker = gateway.any_decode_worker(model, tried)

@@ -1,7 +1,8 @@
 """How workers do, by what becomes of legs and of calls to their /health, and which of them get nothing for a while. Pure: the time is passed in.
 
 A breaker a worker: some failures in a row, or half of many, and it gets nothing for a second; failing again at once doubles that. One that is
-silent altogether is lost until it answers again. Never is all of a pool (the workers of one role and model) passed over.
+silent altogether is lost until it answers again. Never is all of a pool (the workers of one role and model) passed over. A request that every
+worker asked answers with a 5xx says nothing of them: one client's request could take all of them out.
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ class Health:
             record.out_until = now + min(OUT_SECONDS_MAX, OUT_SECONDS * 2**record.openings)
             record.openings += 1
             record.in_row, record.good, record.bad = 0, 0.0, 0.0
+
+    def refused(self, workers: Iterable[str], now: float) -> None:
+        """These answered with a 5xx what another worker then answered well."""
+        for worker in workers:
+            self.failed(worker, now)
 
     def probed(self, worker: str, now: float, *, well: bool) -> bool:
         """A call to its /health has ended. Whether the worker is lost."""

@@ -54,6 +54,10 @@ class LegFailed(Exception):
     """A worker answered with a failure of its own (5xx)."""
 
 
+class LegRefused(LegFailed):
+    """A worker answered with a 5xx: it may be failing, or the request may do that to any. Whoever asks others then tells ``Health`` which."""
+
+
 class Legs:
     """One HTTP client for all workers. Cancelling a call closes its connection, and the engine aborts the request."""
 
@@ -91,6 +95,8 @@ class Legs:
                         limits.discard(limit)
                         if not limits and self._limits.get(worker.worker) is limits:
                             del self._limits[worker.worker]
+            except LegRefused:
+                raise
             except (LegFailed, EngineFailed, *LegBroken):
                 self.health.failed(worker.worker, time.monotonic())
                 raise
@@ -166,4 +172,4 @@ def _check(worker: Worker, status: int, body: bytes) -> None:
     if 400 <= status < 500 or status == HTTPStatus.NOT_IMPLEMENTED:
         raise EngineAnswer(status, body)
     if status != HTTPStatus.OK:
-        raise LegFailed(f"{worker.worker} answered {status}")
+        raise LegRefused(f"{worker.worker} answered {status}")

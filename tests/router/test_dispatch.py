@@ -15,6 +15,7 @@ from tests_shared import ANSWER_MS, NAMESPACE, Bus, wait_for
 
 from cachebus.keys import chunk_keys, root_key
 from cachebus.messages_routers import Claim
+from router.health import FAILURES_MAX
 
 LONG = "x" * 1100
 
@@ -72,6 +73,29 @@ def test_a_second_prefill_worker_is_asked_within_the_retry_budget_alone(make_eng
     router.gateway.retries._at = time.monotonic()
     assert ask(router, LONG + "more")["x-headstart-route"] == "decode"
     assert len(bad.bodies) + len(good.bodies) == 3
+
+
+def test_a_request_that_every_worker_fails_at_takes_none_of_them_out(make_engine: MakeEngine, router: RouterUnderTest) -> None:
+    engines = [make_engine(name, "decode") for name in "abc"]
+    router.knows(3)
+    for engine in engines:
+        engine.status = 500
+    for _ in range(2 * FAILURES_MAX):
+        assert router.post({"model": "m", "prompt": [7]})[0] == 502
+    assert not out(router)
+    # One that fails where others do not is another matter.
+    for engine in engines[1:]:
+        engine.status = 200
+    for _ in range(4 * FAILURES_MAX):
+        ask(router, [7])
+    assert out(router) == {"a"}
+
+
+def out(router: RouterUnderTest) -> set[str]:
+    """The workers whose breakers are open."""
+    gateway = router.gateway
+    found: set[str] = gateway.fleet.health.out(gateway.watch.replica.workers.values(), time.monotonic())
+    return found
 
 
 def test_when_prefill_fails_the_leaders_decode_worker_computes_for_all(make_engine: MakeEngine, router: RouterUnderTest) -> None:
