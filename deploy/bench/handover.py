@@ -53,7 +53,8 @@ def measure(plan: Plan, system: str, started: Sequence[StreamingEngine], results
         prompts = [Request([Piece(length * 100 + number, length)], 1) for number in range(2 * plan.runs + 1)]
         if system == goals.PLAIN:
             # The first one warms the engine up for this length.
-            plan.alone[length] = results.add(system, goals.COLD, (length, 1), TTFT, [_computed(started[0], one).ttft for one in prompts][1:])
+            seconds = [_computed(started[0], one).ttft for one in prompts[: plan.runs + 1]]
+            plan.alone[length] = results.add(system, goals.COLD, (length, 1), TTFT, seconds[1:])
             continue
         warm = _one_by_one(started, prompts[0], length)
         one_by_one = [_one_by_one(started, prompt, length) for prompt in prompts[1 : plan.runs + 1]]

@@ -110,3 +110,5 @@ def test_the_handover_is_measured_against_plain_vllm(found: Found) -> None:
     (added,) = found["handover", goals.OURS, handover.HANDOVER, handover.ADDED]
     assert (alone.tokens, ours.tokens, alone.runs, ours.runs) == (640, 640, 2, 2)
     assert added.median == pytest.approx(ours.median / alone.median - 1, abs=0.01)
+    (followed,) = found["handover", goals.OURS, handover.FOLLOWED, handover.TTFT]
+    assert (followed.tokens, followed.runs) == (640, 2)
