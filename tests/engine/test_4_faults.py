@@ -55,7 +55,8 @@ def test_the_prefill_worker_dies_in_the_middle_of_a_prompt(live: Live, victim: s
     assert right_answer(live, 900).headers["x-headstart-route"] == "decode"
     port = free_port("127.0.0.1")
     live.bring_back("prefill-0", "--set", f"prefill.metrics_port={port}")
-    assert answers(f"http://127.0.0.1:{port}/ready")
+    # The bus knows of it a moment before it says so itself.
+    wait_for(lambda: answers(f"http://127.0.0.1:{port}/ready"))
     assert live.metric(f"http://127.0.0.1:{port}", "headstart_worker_up") == 1
     assert right_answer(live, 900).headers["x-headstart-route"] == "prefill+decode"
 
