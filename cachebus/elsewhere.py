@@ -44,8 +44,7 @@ class Elsewhere:
             del self._workers[event.worker]
             self._hbm.pop(event.worker, None)
         elif isinstance(event, HbmChanged):
-            held = set() if event.whole else self._hbm.get(event.worker, set())
-            self._hbm[event.worker] = (held - set(event.removed)) | set(event.stored)
+            event.change(self._hbm.setdefault(event.worker, set()))
         return [Publish(event)]
 
     def workers(self) -> list[Worker]:

@@ -44,5 +44,12 @@ class HbmChanged(Message, frozen=True):
     removed: list[bytes]
     whole: bool = False
 
+    def change(self, held: set[bytes]) -> None:
+        """Makes of what the worker held what it holds now."""
+        if self.whole:
+            held.clear()
+        held.difference_update(self.removed)
+        held.update(self.stored)
+
 
 HbmRequest = OpenHbm | ReportHbm

@@ -8,7 +8,7 @@ the rest alone.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Literal, Protocol
 
@@ -105,20 +105,13 @@ class S3Fifo:
         return [*islice(self._small, count), *islice(self._main, count)][:count]
 
     def _from_small(self, may_go: Callable[[int], bool], looks_max: int | None, share: int = _SMALL_SHARE) -> int | None:
-        """The first slot that nobody asked for again; those before it that somebody did are in the main queue from now on."""
-        moved: list[int] = []
-        found = None
-        for slot in islice(self._small, looks_max):
-            if share and (len(self._small) - len(moved)) * share < len(self._uses):
-                break
-            # What may not go now keeps its place and its uses.
-            if not may_go(slot):
-                continue
-            if not self._uses[slot]:
-                found = slot
-                break
-            moved.append(slot)
-        for slot in moved:
+        """The first slot that nobody asked for again; those before it that somebody did are in the main queue from now on.
+
+        Unless ``share`` is 0, no more of them than leave the queue its share.
+        """
+        passes_max = len(self._small) - -(-len(self._uses) // share) if share else len(self._small)
+        found, passed = self._walked(self._small, may_go, looks_max, passes_max)
+        for slot in passed:
             self._uses[slot] = 0
             self._main[slot] = self._small.pop(slot)
         if found is not None:
@@ -130,19 +123,24 @@ class S3Fifo:
 
     def _from_main(self, may_go: Callable[[int], bool], looks_max: int | None) -> int | None:
         """The first slot without uses; those before it have one less and go to the end."""
-        moved: list[int] = []
-        found = None
-        for slot in islice(self._main, looks_max):
-            if not may_go(slot):
-                continue
-            if not self._uses[slot]:
-                found = slot
-                break
-            moved.append(slot)
-        for slot in moved:
+        found, passed = self._walked(self._main, may_go, looks_max, len(self._main))
+        for slot in passed:
             self._uses[slot] -= 1
             self._main.move_to_end(slot)
         if found is not None:
             del self._main[found]
             del self._uses[found]
         return found
+
+    def _walked(self, slots: Iterable[int], may_go: Callable[[int], bool], looks_max: int | None, passes_max: int) -> tuple[int | None, list[int]]:
+        """The first slot without uses that may go, and those before it that were used and may. What may not go now is passed over as it is."""
+        passed: list[int] = []
+        for slot in islice(slots, looks_max):
+            if len(passed) > passes_max:
+                break
+            if not may_go(slot):
+                continue
+            if not self._uses[slot]:
+                return slot, passed
+            passed.append(slot)
+        return None, passed

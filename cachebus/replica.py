@@ -110,7 +110,7 @@ class Replica:
             elif isinstance(event, WorkerDown):
                 self._drop(event.worker)
             elif isinstance(event, HbmChanged):
-                self._change_hbm(event)
+                event.change(self._hbm.setdefault(event.worker, set()))
         self.version += 1
         return True
 
@@ -126,12 +126,6 @@ class Replica:
         self.workers.pop(worker, None)
         self.unconfirmed.discard(worker)
         self._hbm.pop(worker, None)
-
-    def _change_hbm(self, event: HbmChanged) -> None:
-        held = set() if event.whole else self._hbm.get(event.worker, set())
-        held.difference_update(event.removed)
-        held.update(event.stored)
-        self._hbm[event.worker] = held
 
     def _store(self, keys: Sequence[bytes], tier: Tier) -> None:
         one = frozenset({tier})

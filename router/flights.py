@@ -7,7 +7,6 @@ does. When it fails, all wake and decide anew, so the first of them to do so bec
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
@@ -89,10 +88,10 @@ class Flights:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def change(self, seconds_max: float) -> None:
-        """Waits until something was stored or ended, ``seconds_max`` at most."""
+    async def change(self, seconds_max: float | None) -> None:
+        """Waits until something was stored or ended, ``seconds_max`` at most where there is a limit."""
         try:
-            async with asyncio.timeout(seconds_max if seconds_max < math.inf else None):
+            async with asyncio.timeout(seconds_max):
                 await self._changed.wait()
         except TimeoutError:
             return

@@ -7,7 +7,6 @@ computed. Engines find each other's chunks on their own node alone, so a decode 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,12 +64,10 @@ def begins_in(rest_seconds: float, pull_seconds: float) -> float:
 async def nearly_computed(flights: Flights, computing: Computing, known: Callable[[], int], begins: Callable[[int, Worker], float | None]) -> None:
     """Returns when the decode leg may begin. ``begins``: how long after so many chunks were stored that is; None where nobody knows."""
     before = stored = known()
-    at = time.monotonic()
-    while True:
+    at, left = time.monotonic(), None
+    while left is None or left > 0:
+        await flights.change(left)
         if (now_stored := known()) != stored:
             stored, at = now_stored, time.monotonic()
         seconds = begins(stored, computing.worker) if computing.worker is not None and stored > before else None
-        left = math.inf if seconds is None else at + seconds - time.monotonic()
-        if left <= 0:
-            return
-        await flights.change(left)
+        left = None if seconds is None else at + seconds - time.monotonic()

@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 
+from router.late_reader import LateReader
 from router.transcript import Diverged, EngineFailed
 from router.usage import EVENT_END, is_engine_failure, parted
 
 _STOP = b"event: message_stop"
 _ERROR = b"event: error"
-_UNREAD_BYTES_MAX = 128 << 10
 _TEXTS = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "partial_json"}
 """Where a delta has its text, by its type."""
 
@@ -33,35 +33,20 @@ class _Block:
     stopped: bool = False
 
 
-class MessageTranscript:
+class MessageTranscript(LateReader):
     """A stream of one message."""
 
     def __init__(self) -> None:
-        self._unread: list[bytes] = []
-        self._unread_bytes = 0
-        self._rest = b""
+        super().__init__()
         self._blocks: list[_Block] = []
         self._heard = 0
-        self._started = self._finished = self._again = self._blind = False
-        self.done = False
+        self._started = False
 
     @property
     def progress(self) -> int:
         """How much the client has: characters."""
         self._read()
         return sum(len(block.text) for block in self._blocks)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the client has all of it but the last event."""
-        self._read()
-        return self._finished
-
-    @property
-    def resumable(self) -> bool:
-        """Whether all that the client has is understood."""
-        self._read()
-        return not self._blind
 
     @property
     def continues(self) -> bool:
@@ -77,29 +62,19 @@ class MessageTranscript:
 
     def feed(self, piece: bytes) -> bytes:
         """What the client gets of the next bytes, in whole events. Raises Diverged, EngineFailed."""
-        whole, end, self._rest = (self._rest + piece).rpartition(EVENT_END)
+        whole, end = self._whole(piece)
         if not end:
             return b""
         if self._again or _ERROR in whole:
-            self._read()
-            return b"".join(self._event(event) for event in whole.split(EVENT_END))
+            return self._now(whole)
         self.done = self.done or _STOP in whole
-        self._unread.append(whole)
-        self._unread_bytes += len(whole)
-        if self._unread_bytes > _UNREAD_BYTES_MAX:
-            self._read()
+        self._later(whole)
         return whole + end
 
     def closing(self, *, with_usage: bool) -> bytes:
         """The end of an answer that the client has but for its last event; its usage came before."""
         self.done = True
         return _encoded({"type": "message_stop"})
-
-    def _read(self) -> None:
-        unread, self._unread, self._unread_bytes = self._unread, [], 0
-        for whole in unread:
-            for event in whole.split(EVENT_END):
-                self._event(event)
 
     def _event(self, event: bytes) -> bytes:
         if is_engine_failure(event + EVENT_END):

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from router.late_reader import LateReader
 from router.usage import EVENT_END
 
 _DATA = b"data: "
@@ -24,7 +25,6 @@ _PROMPT_IDS = b'"prompt_token_ids":['
 _BROKEN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 _MARKS_MAX = 256
 _SERVER_ERRORS_FROM = 500
-_UNREAD_BYTES_MAX = 128 << 10
 _FAILS, _SAYS_NOTHING = b'"error":', b'"delta":{}'
 """What is in events that can't be passed on unread; inside a JSON string its quotes would be escaped."""
 _ASKED_BY_US = re.compile(rb'("(?:prompt_)?token_ids":)\[[^\]]*\]')
@@ -68,18 +68,17 @@ class _Text:
         return fresh
 
 
-class Transcript:
+class Transcript(LateReader):
     """A stream of one answer. ``ids_wanted``: the client asked for token ids; else they are taken out again.
 
     ``stop`` are its stop strings, of whose length the engine holds text back, unless they are ``in_output``.
     """
 
     def __init__(self, *, ids_wanted: bool, stop: Sequence[str] = (), in_output: bool = False) -> None:
+        super().__init__()
         self._ids_wanted, self._stop = ids_wanted, [text for text in stop if text]
         self._held_back = 0 if in_output else max((len(text) - 1 for text in self._stop), default=0)
         self._frame: dict[str, Any] = {}
-        self._unread: list[bytes] = []
-        self._unread_bytes = 0
         self._prompt_raw = b""
         self._prompt_ids: list[int] = []
         self._ids: list[int] = []
@@ -88,9 +87,7 @@ class Transcript:
         # After which tokens all of their text was said: places to go on from.
         self._marks: deque[tuple[int, int]] = deque(maxlen=_MARKS_MAX)
         self._place = 0, 0
-        self._parsed = self._speaks = self._blind = self._again = self._usage_said = self._news = False
-        self._finished = self.done = False
-        self._rest = b""
+        self._parsed = self._speaks = self._usage_said = self._news = False
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -113,18 +110,6 @@ class Transcript:
     def progress(self) -> int:
         """How much the client has: tokens."""
         return len(self.ids)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the client has the answer's last token."""
-        self._read()
-        return self._finished
-
-    @property
-    def resumable(self) -> bool:
-        """Whether enough is known of what the client has: the ids of all its tokens, or that it has none."""
-        self._read()
-        return not self._blind
 
     @property
     def continues(self) -> bool:
@@ -165,18 +150,14 @@ class Transcript:
 
     def feed(self, piece: bytes) -> bytes:
         """What the client gets of the next bytes, in whole events. Raises Diverged, EngineFailed."""
-        whole, end, self._rest = (self._rest + piece).rpartition(EVENT_END)
+        whole, end = self._whole(piece)
         if not end:
             return b""
         if self._again or _FAILS in whole or _SAYS_NOTHING in whole:
-            self._read()
-            return b"".join(self._event(event) for event in whole.split(EVENT_END))
+            return self._now(whole)
         self.done = self.done or whole.startswith(_DONE) or EVENT_END + _DONE in whole
         kept = self._without_prompt(whole)
-        self._unread.append(kept)
-        self._unread_bytes += len(kept)
-        if self._unread_bytes > _UNREAD_BYTES_MAX:
-            self._read()
+        self._later(kept)
         if not self._ids_wanted:
             # Two searches for fixed bytes take a third of the expression's time, and mostly there is one event.
             whole = _ASKED_BY_US.sub(rb"\1null", kept) if EVENT_END in kept else _nulled(_nulled(kept, _IDS), _PROMPT_IDS)
@@ -184,20 +165,10 @@ class Transcript:
 
     def _without_prompt(self, whole: bytes) -> bytes:
         """What is to be read later. A prompt's ids stay as they came until somebody goes on from them: reading 128,000 takes 20 ms."""
-        begin, end = whole.find(_PROMPT_IDS) + len(_PROMPT_IDS) - 1, -1
-        if begin >= len(_PROMPT_IDS) - 1:
-            end = whole.find(b"]", begin)
-        if end < 0 or self._prompt_raw or self._prompt_ids:
+        if self._prompt_raw or self._prompt_ids:
             return whole
-        self._prompt_raw = whole[begin : end + 1]
-        return whole[:begin] + b"null" + whole[end + 1 :]
-
-    def _read(self) -> None:
-        """Writes down what has passed."""
-        unread, self._unread, self._unread_bytes = self._unread, [], 0
-        for whole in unread:
-            for event in whole.split(EVENT_END):
-                self._event(event)
+        kept, self._prompt_raw = _cut(whole, _PROMPT_IDS)
+        return kept
 
     def closing(self, *, with_usage: bool) -> bytes:
         """The end of an answer whose last token the client has, where the engine did not live to say it."""
@@ -342,10 +313,17 @@ def _may_have_begun(text: str, stop: str) -> bool:
 
 
 def _nulled(event: bytes, name: bytes) -> bytes:
+    return _cut(event, name)[0]
+
+
+def _cut(event: bytes, name: bytes) -> tuple[bytes, bytes]:
+    """The event with null in place of the list of that name, and the list; the event as it is where there is none."""
     begin = event.find(name)
-    if begin < 0:
-        return event
-    return event[: begin + len(name) - 1] + b"null" + event[event.index(b"]", begin) + 1 :]
+    end = event.find(b"]", begin)
+    if begin < 0 or end < 0:
+        return event, b""
+    begin, end = begin + len(name) - 1, end + 1
+    return event[:begin] + b"null" + event[end:], event[begin:end]
 
 
 def _last_logprobs(logprobs: dict[str, Any], count: int) -> dict[str, Any]:

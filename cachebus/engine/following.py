@@ -18,13 +18,12 @@ class Following:
         self._follow = follow
         self._coming = list(follow.coming)
         self._last_at = now
-        self._asked_at: float | None = None
-        self._ended = False
+        self._asking = self._ended = False
 
     @property
     def is_asking(self) -> bool:
         """Whether an answer is awaited."""
-        return self._asked_at is not None
+        return self._asking
 
     @property
     def is_over(self) -> bool:
@@ -38,14 +37,13 @@ class Following:
 
     def ask(self, now: float) -> Acquire:
         """Asks for all that is to come; the daemon answers when the first of it is there."""
-        self._asked_at = now
+        self._asking = True
         wait_ms = max(1, int(self._follow.wait_ms - 1000 * (now - self._last_at)))
         return Acquire(self._follow.holder, self._follow.layout, [part.key for part in self._coming], wait_ms, expected=True)
 
     def came(self, extents: Sequence[Extent], now: float) -> list[LoadPiece]:
         """An answer: the pieces that are there by now. Where there are none the wait is over."""
-        self._asked_at = None
-        self._ended = not extents
+        self._asking, self._ended = False, not extents
         self._last_at = now
         arrived, self._coming = self._coming[: len(extents)], self._coming[len(extents) :]
         return [
@@ -55,5 +53,5 @@ class Following:
 
     def look(self, now: float) -> None:
         """Time passes: a daemon that does not answer is waited for no longer than for the engine."""
-        if self._asked_at is not None and now > self._last_at + self._follow.wait_ms / 1000 + _ANSWER_GRACE_SECONDS:
+        if self._asking and now > self._last_at + self._follow.wait_ms / 1000 + _ANSWER_GRACE_SECONDS:
             self._ended = True

@@ -279,11 +279,11 @@ class SchedulerHalf:
         """What is not there yet of a prompt that another engine is computing, from the request's block ``first`` on."""
         if not tracked.follow_ms:
             return None
-        coming = []
-        for number, key in enumerate([*tracked.keys, *tracked.tails]):
+        keys, coming = [*tracked.keys, *tracked.tails], []
+        for number in range(len(tracked.extents[rank]), len(keys)):
             start, end = self._span(tracked, number)
-            if number >= len(tracked.extents[rank]) and end > first:
-                coming.append(Coming(rank_key(key, rank), [blocks[i] if i >= first else -1 for i in range(start, end)]))
+            if end > first:
+                coming.append(Coming(rank_key(keys[number], rank), [blocks[i] if i >= first else -1 for i in range(start, end)]))
         return Follow(self._policy.holders[rank], self._policy.layout, tracked.follow_ms, coming)
 
     def _advance(self, tracked: _Tracked, part: Scheduled) -> list[Save]:
