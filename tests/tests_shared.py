@@ -11,7 +11,7 @@ from pathlib import Path
 from cachebus.client import BusClient
 from cachebus.daemon import Daemon
 from cachebus.holder import Holder
-from cachebus.messages import Commit, NewEntry, RegisterEngine, RegisterWorker, Reserve, Reserved, WrittenEntry
+from cachebus.messages import Commit, NewEntry, RegisterEngine, RegisterWorker, Reserve, Reserved, Snapshot, SnapshotReply, WrittenEntry
 from cachebus.metrics import BusMetrics
 from cachebus.region import Region
 from cachebus.settings import CacheSettings, SecuritySettings
@@ -51,6 +51,13 @@ class Bus:
 
     def client(self, holder: Holder | None = None) -> BusClient:
         return BusClient(self.run_dir, "test", holder)
+
+    def snapshot(self) -> SnapshotReply:
+        client = self.client()
+        reply = client.call(Snapshot(), ANSWER_MS)
+        client.close()
+        assert isinstance(reply, SnapshotReply)
+        return reply
 
     def store(self, *keys: bytes) -> None:
         client = self.client()

@@ -13,7 +13,7 @@ from tests_shared import ANSWER_MS, DIGEST_KEY, Bus, wait_for
 from cachebus.effects import Publish
 from cachebus.elsewhere import Elsewhere
 from cachebus.lanes import Memory
-from cachebus.messages import Drain, Leave, Report, Snapshot, SnapshotReply, Worker, WorkerDown, WorkerUp
+from cachebus.messages import Drain, Leave, Report, Snapshot, Worker, WorkerDown, WorkerUp
 from cachebus.messages_hbm import HbmChanged, OpenHbm, ReportHbm
 from cachebus.messages_peers import Missed
 from cachebus.peer_places import PeerPlaces
@@ -66,16 +66,8 @@ def apart(tmp_path: Path) -> Iterator[tuple[Bus, list[Bus]]]:
     nodes.stop()
 
 
-def told(bus: Bus) -> SnapshotReply:
-    client = bus.client()
-    reply = client.call(Snapshot(), ANSWER_MS)
-    client.close()
-    assert isinstance(reply, SnapshotReply)
-    return reply
-
-
 def names(bus: Bus) -> set[str]:
-    return {w.worker for w in told(bus).workers}
+    return {w.worker for w in bus.snapshot().workers}
 
 
 def test_a_router_hears_of_workers_on_other_nodes(apart: tuple[Bus, list[Bus]]) -> None:
@@ -87,9 +79,9 @@ def test_a_router_hears_of_workers_on_other_nodes(apart: tuple[Bus, list[Bus]]) 
     client.connect(ANSWER_MS)
     client.call(OpenHbm("d1", two.holder.id), ANSWER_MS)
     client.call(ReportHbm("d1", two.holder.id, KEYS, []), ANSWER_MS)
-    wait_for(lambda: set(told(front).hbm.get("d1", [])) == set(KEYS))
+    wait_for(lambda: set(front.snapshot().hbm.get("d1", [])) == set(KEYS))
     client.call(Drain("d1"), ANSWER_MS)
-    wait_for(lambda: [w.draining for w in told(front).workers if w.worker == "d1"] == [True])
+    wait_for(lambda: [w.draining for w in front.snapshot().workers if w.worker == "d1"] == [True])
     client.call(Leave("d1"), ANSWER_MS)
     wait_for(lambda: names(front) == {"p1"})
     client.close()
@@ -99,7 +91,7 @@ def test_reports_reach_a_router_elsewhere(apart: tuple[Bus, list[Bus]]) -> None:
     front, (one, _) = apart
     one.register("p1", "prefill", "http://10.0.0.1:8001")
     wait_for(lambda: names(front) == {"p1"})
-    before = told(front)
+    before = front.snapshot()
     client = one.client(one.holder)
     client.connect(ANSWER_MS)
     client.submit(Report("one-transfer", "decode", "p1", 5, 0, {}))
@@ -156,7 +148,7 @@ def test_what_is_said_on_is_not_said_on_again(tmp_path: Path, caplog: pytest.Log
     client.connect(ANSWER_MS)
     client.call(Drain("d1"), ANSWER_MS)
     client.close()
-    wait_for(lambda: all([w.draining for w in told(bus).workers] == [True] for bus in fronts))
+    wait_for(lambda: all([w.draining for w in bus.snapshot().workers] == [True] for bus in fronts))
     nodes.stop()
     wait_for(lambda: all(names(bus) == set() for bus in fronts), 5)
     assert "is called d1" not in caplog.text
@@ -169,7 +161,7 @@ def test_buses_of_workers_do_not_say_on_what_they_hear(tmp_path: Path) -> None:
     nodes.in_touch()
     nodes.buses[0].register("p1", "prefill", "http://10.0.0.1:8001")
     nodes.buses[0].store(KEYS[0])
-    wait_for(lambda: told(nodes.buses[1]).keys["peer"] == [KEYS[0]])
+    wait_for(lambda: nodes.buses[1].snapshot().keys["peer"] == [KEYS[0]])
     assert names(nodes.buses[1]) == set()
     nodes.stop()
 
@@ -182,7 +174,7 @@ def test_one_name_stands_for_all_nodes(tmp_path: Path) -> None:
     cache = CacheSettings(peers_dns=f"0@localhost:{nodes.ports[0]}", peer_workers=True)
     front = Bus(run_dir, cache, SecuritySettings(keys_dir=str(nodes.keys / "later")))
     wait_for(lambda: names(front) == {"d1"})
-    assert [w.node for w in told(front).workers] == [f"127.0.0.1:{nodes.ports[0]}"]
+    assert [w.node for w in front.snapshot().workers] == [f"127.0.0.1:{nodes.ports[0]}"]
     front.stop()
     nodes.stop()
 

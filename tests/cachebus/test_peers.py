@@ -12,7 +12,7 @@ import pytest
 from peer_nodes import Nodes, free_ports, get, put
 from redis_server import RedisServer
 from test_below import LENGTH, clear, content, key, settled
-from tests_shared import ANSWER_MS, LAYOUT, Bus, wait_for
+from tests_shared import LAYOUT, Bus, wait_for
 
 from cachebus import security
 from cachebus.codec import decode_reply, encode_request
@@ -41,15 +41,7 @@ def pair(tmp_path: Path) -> Iterator[Nodes]:
 def truth(nodes: Nodes, number: int) -> set[bytes]:
     """What the other nodes hold themselves."""
     others = [bus for other, bus in enumerate(nodes.buses) if other != number]
-    return {k for bus in others for tier, keys in snapshot(bus).keys.items() if tier in ("dram", "nvme") for k in keys}
-
-
-def snapshot(bus: Bus) -> SnapshotReply:
-    client = bus.client()
-    reply = client.call(Snapshot(), ANSWER_MS)
-    client.close()
-    assert isinstance(reply, SnapshotReply)
-    return reply
+    return {k for bus in others for tier, keys in bus.snapshot().keys.items() if tier in ("dram", "nvme") for k in keys}
 
 
 def ask(address: PeerAddress, request: Request, timeout_ms: float = 1500) -> object:
@@ -79,12 +71,12 @@ def test_a_chunk_of_another_node_is_a_hit(nodes: Nodes) -> None:
     one, two = nodes.buses
     nodes.in_touch()
     put(one, 1, 2)
-    wait_for(lambda: set(snapshot(two).keys["peer"]) == {key(1), key(2)})
+    wait_for(lambda: set(two.snapshot().keys["peer"]) == {key(1), key(2)})
     assert get(two, 1, 2, 3) == [(content(1), "peer"), (content(2), "peer")]
     assert get(two, 1, 2) == [(content(1), "dram"), (content(2), "dram")]
     assert two.daemon.statistics()["peer_promoted_total"] == 2
     clear(two, "dram")
-    wait_for(lambda: snapshot(one).keys["peer"] == [])
+    wait_for(lambda: one.snapshot().keys["peer"] == [])
 
 
 def test_what_lies_on_the_other_nodes_disk_comes_up_there_first(tmp_path: Path) -> None:
@@ -95,7 +87,7 @@ def test_what_lies_on_the_other_nodes_disk_comes_up_there_first(tmp_path: Path) 
     put(one, 1)
     settled(one)
     clear(one, "dram")
-    wait_for(lambda: key(1) in snapshot(two).keys["peer"])
+    wait_for(lambda: key(1) in two.snapshot().keys["peer"])
     assert get(two, 1) == [(content(1), "peer")]
     assert one.daemon.statistics()["nvme_promoted_total"] == 1
     nodes.stop()
@@ -105,7 +97,7 @@ def test_what_a_third_node_has_is_not_passed_on(tmp_path: Path) -> None:
     nodes = Nodes(tmp_path, 3, keys=False)
     nodes.in_touch()
     put(nodes.buses[0], 1)
-    wait_for(lambda: all(key(1) in snapshot(bus).keys["peer"] for bus in nodes.buses[1:]))
+    wait_for(lambda: all(key(1) in bus.snapshot().keys["peer"] for bus in nodes.buses[1:]))
     address = PeerAddress("127.0.0.1", nodes.ports[1])
     assert ask(address, Lend(LAYOUT, [key(1)], 50)) == Lent(0, b"", [])
     nodes.stop()
@@ -251,30 +243,30 @@ def test_changed_bytes_are_a_miss_and_never_asked_for_again(pair: Nodes) -> None
     one, two = pair.buses
     pair.in_touch()
     put(one, 1, 2)
-    wait_for(lambda: len(snapshot(two).keys["peer"]) == 2)
+    wait_for(lambda: len(two.snapshot().keys["peer"]) == 2)
     offset = one.daemon._directory.dram.index[key(2)].offset
     one.daemon._region.data[offset + 5] ^= 1
     assert get(two, 1, 2) == [(content(1), "peer")]
     found = two.daemon.statistics()
     assert (found["peer_integrity_failures_total"], found["peer_missed_total"]) == (1, 1)
-    assert snapshot(two).keys["peer"] == [key(1)]
+    assert two.snapshot().keys["peer"] == [key(1)]
 
 
 def test_a_node_that_dies_is_a_miss_and_comes_back(pair: Nodes) -> None:
     one, two = pair.buses
     pair.in_touch()
     put(one, 1)
-    wait_for(lambda: len(snapshot(two).keys["peer"]) == 1)
+    wait_for(lambda: len(two.snapshot().keys["peer"]) == 1)
     one.stop()
     started = time.monotonic()
     assert get(two, 1) == []
     assert time.monotonic() - started < 1
     wait_for(lambda: two.daemon.statistics()["peers"] == 0, 3.5)
-    assert snapshot(two).keys["peer"] == []
+    assert two.snapshot().keys["peer"] == []
     one.start()
     pair.in_touch(1)
     put(one, 2)
-    wait_for(lambda: set(snapshot(two).keys["peer"]) == truth(pair, 1) != set(), 5)
+    wait_for(lambda: set(two.snapshot().keys["peer"]) == truth(pair, 1) != set(), 5)
     assert get(two, 2) == [(content(2), "peer")]
 
 
@@ -296,7 +288,7 @@ def test_a_near_node_is_asked_before_the_shared_tier(tmp_path: Path) -> None:
     wait_for(lambda: all(bus.daemon.statistics()["redis_usable"] for bus in nodes.buses))
     put(one, 1, 2)
     settled(one)
-    wait_for(lambda: len(snapshot(two).keys["peer"]) == 2)
+    wait_for(lambda: len(two.snapshot().keys["peer"]) == 2)
     assert get(two, 1, 2) == [(content(1), "peer"), (content(2), "peer")]
     put(one, 3)
     settled(one)

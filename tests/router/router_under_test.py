@@ -45,6 +45,10 @@ class RouterUnderTest:
             listener.close()
 
     @property
+    def requests_seen(self) -> int:
+        return self._server.server_state.total_requests
+
+    @property
     def gateway(self) -> Any:
         return self.app.state.gateway
 

@@ -143,7 +143,7 @@ def test_failures_and_refusals_are_among_the_last_requests(make_engine: MakeEngi
     refused, failed = over(router)["last"]
     assert (refused["status"], failed["status"]) == (400, 502)
     leg = figures(router, failed["id"])["request"]["phases"][-1]
-    assert (leg["name"], leg["worker"], leg["failed"]) == ("decode", "d", "LegFailed")
+    assert (leg["name"], leg["worker"], leg["failed"]) == ("decode", "d", "LegRefused")
 
 
 def test_no_prompt_key_or_address_is_told(make_engine: MakeEngine, router: RouterUnderTest) -> None:

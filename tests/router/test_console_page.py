@@ -111,7 +111,13 @@ def test_names_are_text_and_never_markup(bus: Bus, make_engine: MakeEngine, rout
 
 def test_a_router_that_went_away_is_told(bus: Bus, tmp_path: Path) -> None:
     router = RouterUnderTest(bus)
-    stopping = threading.Timer(3, router.stop)
+
+    def stop() -> None:
+        # The page, its style, its script, and its figures twice: the page is up and asks again.
+        wait_for(lambda: router.requests_seen >= 5)
+        router.stop()
+
+    stopping = threading.Thread(target=stop)
     stopping.start()
     # Minutes of the page's own time: what it waits for on the network takes real time.
     page = dom(console(router), tmp_path / "profile", milliseconds=600_000)

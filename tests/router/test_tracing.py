@@ -134,7 +134,7 @@ def test_failed_legs_and_requests_are_errors(make_engine: MakeEngine, router: Ro
     spans = collector.of(TRACE, 3)
     request, leg = spans["text_completion m"], spans["decode"]
     assert (request.status.code, attributes(request)["error.type"]) == (2, "502")
-    assert (leg.status.code, attributes(leg)["error.type"]) == (2, "LegFailed")
+    assert (leg.status.code, attributes(leg)["error.type"]) == (2, "LegRefused")
 
 
 def test_nothing_of_a_prompt_is_in_a_span(make_engine: MakeEngine, router: RouterUnderTest, collector: OtlpCollector) -> None:

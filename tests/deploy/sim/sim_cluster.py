@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from tests_shared import ANSWER_MS, Bus, wait_for
 
-from cachebus.messages import Snapshot, SnapshotReply, Stat, StatReply
+from cachebus.messages import Stat, StatReply
 from deploy.sim.expected import expected_tokens
 from deploy.sim.profile import Profile
 
@@ -38,18 +38,11 @@ class SimCluster:
         self.processes[name] = subprocess.Popen(command)
 
     def urls(self) -> dict[str, str]:
-        return {worker.worker: worker.url for worker in self._snapshot().workers}
+        return {worker.worker: worker.url for worker in self._bus.snapshot().workers}
 
     def hbm(self) -> dict[str, int]:
         """How many chunks the bus knows in whose HBM."""
-        return {worker: len(keys) for worker, keys in self._snapshot().hbm.items()}
-
-    def _snapshot(self) -> SnapshotReply:
-        client = self._bus.client()
-        reply = client.call(Snapshot(), ANSWER_MS)
-        client.close()
-        assert isinstance(reply, SnapshotReply)
-        return reply
+        return {worker: len(keys) for worker, keys in self._bus.snapshot().hbm.items()}
 
     def ready(self, count: int) -> dict[str, str]:
         wait_for(lambda: len(self.urls()) == count, 30)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -21,8 +20,7 @@ COUNT = 6
 
 
 @pytest.fixture
-def router(bus: Bus, tmp_path: Path) -> Iterator[RouterUnderTest]:
-    sims = SimCluster(bus, tmp_path)
+def router(bus: Bus, sims: SimCluster) -> Iterator[RouterUnderTest]:
     sims.launch("p", "prefill")
     sims.launch("d", "decode", 2)
     sims.ready(3)
@@ -30,7 +28,6 @@ def router(bus: Bus, tmp_path: Path) -> Iterator[RouterUnderTest]:
     router.knows(3)
     yield router
     router.stop()
-    sims.stop()
 
 
 def expected() -> str:

@@ -7,9 +7,7 @@ import json
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -30,13 +28,6 @@ class Outcome:
     routes: Counter[str] = field(default_factory=Counter)
     cached: int = 0
     wrong: list[int] = field(default_factory=list)
-
-
-@pytest.fixture
-def sims(bus: Bus, tmp_path: Path) -> Iterator[SimCluster]:
-    cluster = SimCluster(bus, tmp_path)
-    yield cluster
-    cluster.stop()
 
 
 def prompts(chance: random.Random) -> list[list[int]]:

@@ -7,7 +7,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,8 +35,7 @@ GOOD: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def router(bus: Bus, tmp_path: Path) -> Iterator[RouterUnderTest]:
-    sims = SimCluster(bus, tmp_path)
+def router(bus: Bus, sims: SimCluster) -> Iterator[RouterUnderTest]:
     sims.launch("p", "prefill")
     sims.launch("d", "decode", 2)
     sims.ready(3)
@@ -45,7 +43,6 @@ def router(bus: Bus, tmp_path: Path) -> Iterator[RouterUnderTest]:
     router.knows(3)
     yield router
     router.stop()
-    sims.stop()
 
 
 class Trial:

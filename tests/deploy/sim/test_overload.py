@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import aiohttp
-import pytest
 from router_under_test import RouterUnderTest
 from sim_cluster import PROFILE, SimCluster
 from tests_shared import Bus
@@ -37,13 +34,6 @@ class Seen:
     def goodput(self) -> float:
         """Answers a second, once it has settled."""
         return sum(WARM_SECONDS <= ended - self.started < WARM_SECONDS + SECONDS for ended in self.good) / SECONDS
-
-
-@pytest.fixture
-def sims(bus: Bus, tmp_path: Path) -> Iterator[SimCluster]:
-    cluster = SimCluster(bus, tmp_path)
-    yield cluster
-    cluster.stop()
 
 
 async def ask(session: aiohttp.ClientSession, url: str, chance: random.Random, seen: Seen) -> None:

@@ -7,9 +7,7 @@ import json
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -23,13 +21,6 @@ from deploy.sim.vocabulary import chat_prompt, text_of
 VICTIMS, STREAMS, TOKENS_MAX = 6, 12, 300
 STEPS_PER_SECOND = 3.0
 """How many times faster than its profile: an answer takes about a second, so that a death finds it under way."""
-
-
-@pytest.fixture
-def sims(bus: Bus, tmp_path: Path) -> Iterator[SimCluster]:
-    cluster = SimCluster(bus, tmp_path)
-    yield cluster
-    cluster.stop()
 
 
 @dataclass

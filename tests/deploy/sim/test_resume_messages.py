@@ -7,12 +7,9 @@ import json
 import re
 import signal
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 from router_under_test import RouterUnderTest
 from sim_cluster import PROFILE, SimCluster, counters, metric, right
 from tests_shared import Bus, wait_for
@@ -22,13 +19,6 @@ from deploy.sim.vocabulary import chat_prompt, text_of
 STREAMS, TOKENS = 8, 200
 STEPS_PER_SECOND = 3.0
 """How many times faster than its profile: an answer takes about a second, so that a death finds it under way."""
-
-
-@pytest.fixture
-def sims(bus: Bus, tmp_path: Path) -> Iterator[SimCluster]:
-    cluster = SimCluster(bus, tmp_path)
-    yield cluster
-    cluster.stop()
 
 
 def messages(number: int) -> list[dict[str, str]]:

@@ -23,13 +23,6 @@ PROMPT = [number * 7 % 5000 for number in range(1600)]
 
 
 @pytest.fixture
-def sims(bus: Bus, tmp_path: Path) -> Iterator[SimCluster]:
-    cluster = SimCluster(bus, tmp_path)
-    yield cluster
-    cluster.stop()
-
-
-@pytest.fixture
 def tenants(tmp_path: Path) -> TenantsUnderTest:
     found = TenantsUnderTest(tmp_path / "tenants.yaml")
     for name, *settings in (("a",), ("b",), ("c", "group: g"), ("d", "group: g")):

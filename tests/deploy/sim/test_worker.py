@@ -6,9 +6,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,13 +27,6 @@ def begin_and_leave(url: str, body: dict[str, Any]) -> None:
     connection.request("POST", COMPLETIONS, json.dumps(body))
     assert connection.getresponse().readline().startswith(b"data: ")
     connection.close()
-
-
-@pytest.fixture
-def sims(bus: Bus, tmp_path: Path) -> Iterator[SimCluster]:
-    cluster = SimCluster(bus, tmp_path)
-    yield cluster
-    cluster.stop()
 
 
 def test_one_worker_publishes_and_another_pulls(bus: Bus, sims: SimCluster) -> None:
