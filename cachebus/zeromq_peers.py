@@ -39,7 +39,7 @@ _RECONNECT_MS, _RECONNECT_MS_MAX = 50, 500
 _TCP = b"tcp:"
 _READ = struct.Struct("<QQQQ16s")
 _TICKET = struct.Struct("<Q")
-_IO_THREADS = 4
+_IO_THREADS, _BYTES_IO_THREADS = 1, 4
 _POLL_MS = 100
 
 
@@ -92,13 +92,8 @@ class NodeSockets:
 
     def __init__(self, listen: Listen) -> None:
         self._listen = listen
-        self._context = zmq.Context(io_threads=_IO_THREADS)
-        self._gate: zmq.auth.thread.ThreadAuthenticator | None = None
-        if listen.pair:
-            self._gate = zmq.auth.thread.ThreadAuthenticator(self._context)
-            self._gate.start()
-            for name in ("requests", "events", "bytes"):
-                self._gate.configure_curve_callback(name, _Gate(listen.may_connect))
+        self._spaces = {"bytes": _Space(listen, _BYTES_IO_THREADS)}
+        self._spaces["requests"] = self._spaces["events"] = _Space(listen, _IO_THREADS)
         try:
             self.requests = self._bind(zmq.ROUTER, "requests", 0)
             self._events: zmq.Socket[bytes] | None = self._bind(zmq.PUB, "events", 1)
@@ -148,13 +143,12 @@ class NodeSockets:
         """Closes all sockets; nothing of the data is referred to after it."""
         if hasattr(self, "_bytes"):
             self._bytes.stop()
-        if self._gate:
-            self._gate.stop()
-        self._context.destroy(linger=0)
+        for name in ("bytes", "requests"):
+            self._spaces[name].close()
 
     def _bind(self, kind: int, name: str, number: int) -> zmq.Socket[bytes]:
         listen = self._listen
-        socket = self._context.socket(kind)
+        socket = self._spaces[name].context.socket(kind)
         _limit(socket, _REQUEST_BYTES_MAX)
         if listen.pair and (name != "bytes" or listen.encrypt_bytes):
             socket.setsockopt_string(zmq.ZAP_DOMAIN, name)
@@ -169,6 +163,29 @@ class NodeSockets:
             place = f"{listen.host}:{listen.port + number}"
             raise BusError(f"cache.node_port: can't listen on {place}: {error}; it takes three ports in a row") from error
         return socket
+
+
+class _Space:
+    """A ZeroMQ context and, where there are keys, who is asked about those that connect to its sockets.
+
+    Bytes have one of their own: ZeroMQ gives a new connection to the thread that has the fewest, whatever they carry, so among all connections two
+    streams of bytes shared a thread while others had none.
+    """
+
+    def __init__(self, listen: Listen, io_threads: int) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=io_threads)
+        self._gate: zmq.auth.thread.ThreadAuthenticator | None = None
+        if listen.pair:
+            self._gate = zmq.auth.thread.ThreadAuthenticator(self.context)
+            self._gate.start()
+            for name in ("requests", "events", "bytes"):
+                self._gate.configure_curve_callback(name, _Gate(listen.may_connect))
+
+    def close(self) -> None:
+        """Ends both, and the sockets."""
+        if self._gate:
+            self._gate.stop()
+        self.context.destroy(linger=0)
 
 
 class _Gate:
