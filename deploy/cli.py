@@ -19,6 +19,7 @@ from cachebus.errors import HeadstartError
 from cachebus.settings import ModelSettings
 from deploy.bench import options as bench_options
 from deploy.cache import options as cache_options
+from deploy.plan import options as plan_options
 from deploy.settings import Settings, as_help, read_settings
 
 EXIT_ERROR = 2
@@ -71,18 +72,8 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
         from deploy.doctor import run as doctor
 
         return doctor.run(settings, json_output=options.json)
-    if options.command == "keys":
-        from deploy import keys
-
-        return keys.run(settings, options)
-    if options.command == "cache":
-        from deploy.cache import run as cache
-
-        return cache.run(settings, options)
-    if options.command == "sim":
-        from deploy.sim import run as sim
-
-        return sim.run(settings, options)
+    if options.command in ("keys", "cache", "sim", "plan"):
+        return _tool(options, settings)
     if options.command == "bench":
         return _bench(options, settings)
     settings = msgspec.structs.replace(settings, model=resolved(settings.model))
@@ -101,6 +92,24 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
     from deploy.demo import run
 
     return run.run(settings, json_output=options.json)
+
+
+def _tool(options: argparse.Namespace, settings: Settings) -> int:
+    if options.command == "keys":
+        from deploy import keys
+
+        return keys.run(settings, options)
+    if options.command == "cache":
+        from deploy.cache import run as cache
+
+        return cache.run(settings, options)
+    if options.command == "sim":
+        from deploy.sim import run as sim
+
+        return sim.run(settings, options)
+    from deploy.plan import run as plan
+
+    return plan.run(options)
 
 
 def _bench(options: argparse.Namespace, settings: Settings) -> int:
@@ -184,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sim(commands, [common])
     cache_options.add_to(commands, [common, as_json])
     _add_keys(commands, [common, as_json])
+    plan_options.add_to(commands, [common, as_json])
     bench = commands.add_parser("bench", help="measure, against plain vLLM and others")
     benches = bench.add_subparsers(dest="bench", required=True, metavar="BENCH")
     prefix = benches.add_parser("prefix", parents=[common, model, as_json], help="time to first token by prompt length: cold and hit")

@@ -41,6 +41,7 @@ PRINTS = (
     "deploy/doctor/",
     "deploy/demo/",
     "deploy/bench/",
+    "deploy/plan/",
 )
 IMPORTS_IN_FUNCTIONS = ("deploy/cli.py", "router/serve.py", "cachebus/engine/namespace.py", "cachebus/engine/blocks.py")
 """Composition roots, what only an engine has, and what only an extra brings."""

@@ -28,7 +28,7 @@ def help_of(*command: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_help_names_every_command_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys=capsys)
-    for command in ("up", "demo", "status", "bench", "config", "cachebus", "prefill", "decode", "router", "sim"):
+    for command in ("up", "demo", "status", "bench", "config", "cachebus", "prefill", "decode", "router", "sim", "plan"):
         assert f" {command} " in text
     assert "exit codes: 0" in text
 
