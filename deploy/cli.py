@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
     if options.command == "router":
         from router.serve import serve
 
-        return serve(settings.router, settings.cache.resolved_run_dir(os.environ), settings.security.tenants_file)
+        return serve(settings.router, settings.cache.resolved_run_dir(os.environ), settings.security.tenants_file, settings.scaling)
     if options.command == "status":
         from deploy import status
 

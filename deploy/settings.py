@@ -16,6 +16,7 @@ from cachebus.settings import CacheSettings, ModelSettings, SecuritySettings
 from cachebus.settings_file import Section, load_settings
 from decode.settings import DecodeSettings
 from prefill.settings import PrefillSettings
+from router.scaling_settings import ScalingSettings
 from router.settings import RouterSettings
 
 DEFAULT_FILE = Path("headstart.yaml")
@@ -30,6 +31,7 @@ class Settings(msgspec.Struct, frozen=True):
     decode: DecodeSettings
     cache: CacheSettings
     router: RouterSettings
+    scaling: ScalingSettings
     security: SecuritySettings
 
 

@@ -52,6 +52,7 @@ class Admin:
             [
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
+                Route("/scaling", self._scaling),
                 Route("/tenants", self._tenants),
                 Route("/tenants/{name}/cache", self._clear, methods=["DELETE"]),
                 *console.routes(),
@@ -76,6 +77,9 @@ class Admin:
 
     async def _metrics(self, _request: Request) -> Response:
         return metrics(self._gateway)
+
+    async def _scaling(self, _request: Request) -> Response:
+        return scaling_answer(self._gateway)
 
     async def _tenants(self, _request: Request) -> Response:
         tenants = self._gateway.tenants
@@ -116,6 +120,14 @@ def metrics(gateway: Gateway) -> Response:
     workers, now = gateway.watch.replica.workers.values(), time.monotonic()
     out, backlog = gateway.fleet.health.out(workers, now), gateway.fleet.prefill_backlog(workers, now)
     return Response(gateway.metrics.exposition(workers, out, backlog), media_type=METRICS_TYPE)
+
+
+def scaling_answer(gateway: Gateway) -> Response:
+    """How many workers there should be, as JSON. Raises ApiError (503) where that is not known: then nobody scales by it."""
+    answer = gateway.scaler.answer(time.monotonic())
+    if answer is None:
+        raise ApiError(503, "the pools' wanted sizes are not known yet, or scaling.reading_seconds is 0", code="scaling_unknown")
+    return JSONResponse(answer)
 
 
 def check_admin(gateway: Gateway, headers: dict[bytes, bytes]) -> None:

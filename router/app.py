@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from cachebus.service_manager import tell_ready
 from router.access import Access
-from router.admin import Admin, ByPort, check_admin, metrics
+from router.admin import Admin, ByPort, check_admin, metrics, scaling_answer
 from router.apis import ASKING, GENERATING
 from router.asking import AskingEndpoint
 from router.console import Console
@@ -26,13 +26,16 @@ from router.errors import ApiError
 from router.gateway import Gateway
 from router.openapi import routes as openapi_routes
 from router.recent import Tracing
+from router.scaling_settings import ScalingSettings
 from router.settings import RouterSettings
 from router.stored import routes as stored_routes
 
 
-def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "", tracing: Tracing | None = None) -> Starlette:
+def make_app(
+    settings: RouterSettings, run_dir: Path, tenants_file: str = "", tracing: Tracing | None = None, scaling: ScalingSettings | None = None
+) -> Starlette:
     """The router as an ASGI application. Its start raises BusUnavailable where there is no bus."""
-    gateway = Gateway(settings, run_dir, tenants_file, tracing)
+    gateway = Gateway(settings, run_dir, tenants_file, tracing, scaling)
     started = int(time.time())
 
     @asynccontextmanager
@@ -67,6 +70,10 @@ def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "", tr
         check_admin(gateway, dict(request.headers.raw))
         return metrics(gateway)
 
+    async def sizes(request: Request) -> Response:
+        check_admin(gateway, dict(request.headers.raw))
+        return scaling_answer(gateway)
+
     routes = [
         *(Route(path, GenerationEndpoint(gateway, path), methods=["POST"]) for path in GENERATING),
         *(Route(path, AskingEndpoint(gateway, path), methods=["POST"]) for path in ASKING),
@@ -76,6 +83,7 @@ def make_app(settings: RouterSettings, run_dir: Path, tenants_file: str = "", tr
         Route("/health", health),
         Route("/ready", ready),
         Route("/metrics", its_metrics),
+        Route("/scaling", sizes),
         *Console(gateway).routes(lambda request: check_admin(gateway, dict(request.headers.raw))),
     ]
     app = Starlette(

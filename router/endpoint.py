@@ -153,6 +153,7 @@ class GenerationEndpoint(Endpoint):
         if splittable and token_ids is not None:
             route = await dispatcher.prepare(worker, model, token_ids, call.request_id, call.caller.terms)
         call.route = route.name
+        self._gateway.scaler.prepared(route.ways[0].tokens if route.ways else 0)
         if (timeline := followed()) is not None:
             timeline.prepared(route.ask.model, len(token_ids or ()), route.ways)
         try:

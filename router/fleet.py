@@ -41,7 +41,7 @@ class Leg:
     """A request at a worker. ``seconds``: what it computes there before its first token, as far as that can be told before.
 
     ``beside``: how many others were generating there when it came; ``turn``: since when no other prompt is before it;
-    ``tokens``: how many of its answer came, where that is counted.
+    ``tokens``: how many of its answer came, where that is counted; ``blocks``: what its prompt takes of KV, 0 where it was not counted.
     """
 
     worker: str
@@ -51,6 +51,7 @@ class Leg:
     turn: float | None = None
     first_token: float | None = None
     tokens: int = 0
+    blocks: int = 0
 
 
 class Fleet:
@@ -61,13 +62,18 @@ class Fleet:
         self.in_flight: Counter[str] = Counter()
         self.health = Health()
         self._legs: dict[str, list[Leg]] = {}
+        self.begun_seconds: dict[Role, float] = {"prefill": 0.0, "decode": 0.0}
+        """Seconds of computing prompts that ever began, by role, and legs that ever ended."""
+        self.ended: Counter[Role] = Counter()
         self._work: dict[Role, tuple[float, float]] = {}
         self._pace = _Pace()
 
-    def begin(self, worker: Worker, seconds: float, now: float) -> Leg:
-        """A leg goes to a worker."""
+    def begin(self, worker: Worker, seconds: float, now: float, tokens: int = 0) -> Leg:
+        """A leg goes to a worker; ``tokens``: its prompt's, where they were counted."""
         legs = self._legs.setdefault(worker.worker, [])
         leg = Leg(worker.worker, worker.role, seconds, sum(other.first_token is not None for other in legs))
+        leg.blocks = -(-tokens // worker.block_size)
+        self.begun_seconds[worker.role] += seconds
         legs.append(leg)
         self._give_turn(legs, now)
         self.in_flight[worker.worker] += 1
@@ -85,6 +91,7 @@ class Fleet:
         self._legs[leg.worker].remove(leg)
         self._give_turn(self._legs[leg.worker], now)
         self.in_flight[leg.worker] -= 1
+        self.ended[leg.role] += 1
         if leg.first_token is not None and leg.tokens > 1:
             self._pace.add((now - leg.first_token) / (leg.tokens - 1), leg.beside + 1, leg.tokens)
 
@@ -107,6 +114,11 @@ class Fleet:
         pool = candidates(workers, "prefill", None) or candidates(workers, "decode", None)
         told = self.told(now)
         return sum(told[worker.worker].backlog_seconds for worker in pool if worker.worker in told)
+
+    def blocks_wanted(self) -> int:
+        """KV blocks that the largest prompt takes that waits at a decode worker for its first token."""
+        waiting = (leg for legs in self._legs.values() for leg in legs if leg.role == "decode" and leg.first_token is None)
+        return max((leg.blocks for leg in waiting), default=0)
 
     def _own(self, worker: str, now: float) -> WorkerLoad:
         legs = self._legs.get(worker, [])

@@ -27,6 +27,8 @@ from router.probes import Probes
 from router.recent import Recent, Tracing
 from router.remembered import Remembered
 from router.retries import RetryBudget
+from router.scaler import Scaler, Surroundings
+from router.scaling_settings import ScalingSettings
 from router.settings import RouterSettings
 
 BUS_SECONDS_MAX = 10.0
@@ -36,7 +38,14 @@ _RETRY_SECONDS = 1
 class Gateway:
     """Made once a router; ``start`` before the first request, ``close`` after the last."""
 
-    def __init__(self, settings: RouterSettings, run_dir: Path, tenants_file: str = "", tracing: Tracing | None = None) -> None:
+    def __init__(
+        self,
+        settings: RouterSettings,
+        run_dir: Path,
+        tenants_file: str = "",
+        tracing: Tracing | None = None,
+        scaling: ScalingSettings | None = None,
+    ) -> None:
         self.settings = settings
         self._run_dir, self._tenants_file = run_dir, tenants_file
         self.tenants: TenantsFile | None = None
@@ -54,6 +63,8 @@ class Gateway:
         self.watch = Watch(run_dir, self._heard)
         self.colleagues = Colleagues(run_dir, lambda: self.fleet.told(time.monotonic()))
         self.fleet.others = lambda: self.colleagues.loads
+        around = Surroundings(self._registered, lambda: self.door.waiting, lambda: self.colleagues.count, settings.prefill_tokens_min)
+        self.scaler = Scaler(scaling or ScalingSettings(), around, self.fleet, self.metrics)
 
     async def start(self) -> None:
         """Connects to the bus. Raises BusUnavailable, and SettingsError where the tenants' file is not right."""
@@ -67,6 +78,7 @@ class Gateway:
             await self.legs.close()
             raise
         await self.colleagues.start()
+        self.scaler.start(self.legs)
         if self._tenants_file:
             try:
                 self.tenants = TenantsFile(Path(self._tenants_file), await asyncio.to_thread(_digest_key, self._run_dir))
@@ -76,6 +88,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Lets go of the bus and the workers."""
+        await self.scaler.close()
         await self.colleagues.close()
         await self.watch.close()
         await self.probes.close()

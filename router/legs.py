@@ -157,6 +157,14 @@ class Legs:
         except LegBroken:
             return False
 
+    async def metrics(self, worker: Worker) -> bytes | None:
+        """Its engine's Prometheus metrics; None where they don't come in time."""
+        try:
+            async with asyncio.timeout(HEALTH_SECONDS_MAX), self._session.get(f"{worker.url}/metrics", allow_redirects=False) as answer:
+                return await answer.read() if answer.status == HTTPStatus.OK else None
+        except LegBroken:
+            return None
+
     @asynccontextmanager
     async def decode(self, worker: Worker, path: str, data: bytes, request_id: str) -> AsyncIterator[aiohttp.ClientResponse]:
         """The engine's answer, open. Raises EngineAnswer, LegFailed or LegBroken."""

@@ -31,6 +31,12 @@ class RouterMetrics:
         self._backlog = Gauge(
             "headstart_prefill_backlog_seconds", "Seconds of prefill before this router's requests, all workers together", registry=registry
         )
+        self.kv_blocks_free = Gauge("headstart_decode_kv_blocks_free", "KV blocks of ready decode workers that no request holds", registry=registry)
+        text = "KV blocks that the largest prompt takes that waits at a decode worker"
+        self.kv_blocks_wanted = Gauge("headstart_decode_kv_blocks_wanted", text, registry=registry)
+        text = "Mean time between two tokens of a stream since the last reading, as decode workers say; 0: none came"
+        self.inter_token_latency = Gauge("headstart_inter_token_latency_seconds", text, registry=registry)
+        self.wanted = Gauge("headstart_wanted_workers", "How many workers there should be", ["role"], registry=registry)
 
     def exposition(self, workers: Iterable[Worker], out: Collection[str], backlog_seconds: float) -> bytes:
         """Prometheus' text format. ``out``: workers that get nothing by their own fault."""

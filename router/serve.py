@@ -21,6 +21,7 @@ from router.app import make_app
 from router.connections import protocol
 from router.gateway import BUS_SECONDS_MAX
 from router.recent import Tracing
+from router.scaling_settings import ScalingSettings
 from router.settings import RouterSettings
 
 log = logging.getLogger("headstart.router")
@@ -28,7 +29,7 @@ log = logging.getLogger("headstart.router")
 _BACKLOG = 2048
 
 
-def serve(settings: RouterSettings, run_dir: Path, tenants_file: str = "") -> int:
+def serve(settings: RouterSettings, run_dir: Path, tenants_file: str = "", scaling: ScalingSettings | None = None) -> int:
     """Serves until SIGTERM or SIGINT, then lets running answers finish. Raises HeadstartError where it can't start."""
     if not is_loopback(settings.admin_host) and settings.admin_port and not tenants_file:
         place = f"router.admin_host: {settings.admin_host} can be reached from other machines"
@@ -41,7 +42,7 @@ def serve(settings: RouterSettings, run_dir: Path, tenants_file: str = "") -> in
             read_tenants(Path(tenants_file))
         asyncio.run(_reach_bus(run_dir))
         config = uvicorn.Config(
-            make_app(settings, run_dir, tenants_file, _tracing(settings)),
+            make_app(settings, run_dir, tenants_file, _tracing(settings), scaling),
             log_config=None,
             http=protocol(settings),
             ws="none",

@@ -20,6 +20,10 @@ _HEAD = "# Made from ../chart by scripts/manifests.py.\n"
 _COMPONENTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "hpa": ("scaling", {"prefillSpec": {"autoscaling": {"kind": "hpa"}}, "decodeSpec": {"autoscaling": {"kind": "hpa"}}}),
     "keda": ("scaling", {"prefillSpec": {"autoscaling": {"kind": "keda"}}, "decodeSpec": {"autoscaling": {"kind": "keda"}}}),
+    "keda-prometheus": (
+        "scaling",
+        {"prefillSpec": {"autoscaling": {"kind": "keda-prometheus"}}, "decodeSpec": {"autoscaling": {"kind": "keda-prometheus"}}},
+    ),
     "podmonitor": ("podmonitor", {"podMonitor": {"enabled": True}}),
     "httproute": ("httproute", {"gateway": {"enabled": True}}),
 }

@@ -45,6 +45,12 @@ _METRICS = {
     "sim_step_seconds": "time that the profile gives the steps computed",
     "sim_late_seconds": "time that they took beyond it, because the machine was busy",
 }
+_ENGINES = {
+    "vllm:request_success_total": "sim_ended_requests",
+    "vllm:inter_token_latency_seconds_sum": "sim_token_seconds",
+    "vllm:inter_token_latency_seconds_count": "sim_tokens",
+}
+"""What vLLM's engines count under these names. A histogram's buckets are left out."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -110,9 +116,13 @@ class Api:
     async def _metrics(self, _request: web.Request) -> web.Response:
         running, waiting = self._engine.load
         label = f'{{model_name="{self._profile.model}"}}'
+        gauges = {"num_requests_running": running, "num_requests_waiting": waiting, "kv_cache_usage_perc": self._engine.kv_used}
         lines = []
-        for name, value in (("running", running), ("waiting", waiting)):
-            lines += [f"# TYPE vllm:num_requests_{name} gauge", f"vllm:num_requests_{name}{label} {value}"]
+        for name, value in gauges.items():
+            lines += [f"# TYPE vllm:{name} gauge", f"vllm:{name}{label} {value:g}"]
+        config = f'{{block_size="{self._profile.block_size}",num_gpu_blocks="{self._profile.blocks}"}}'
+        lines += ["# TYPE vllm:cache_config_info gauge", f"vllm:cache_config_info{config} 1"]
+        lines += [f"{name}{label} {self._engine.counts[count]:.12g}" for name, count in _ENGINES.items()]
         counts = {**self._engine.mover.counts, **self._engine.publisher.counts, **self._engine.counts}
         for name, text in _METRICS.items():
             full = f"headstart_{name}_total"

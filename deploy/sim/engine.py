@@ -82,8 +82,9 @@ class SimulatedEngine(threading.Thread):
         self._spec, self._deliver, self._holder = spec, deliver, holder
         self._commands: queue.SimpleQueue[Ask | str | None] = queue.SimpleQueue()
         self.failed = threading.Event()
-        names = ("sim_computed_prompt_tokens", "sim_step_seconds", "sim_late_seconds")
+        names = ("sim_computed_prompt_tokens", "sim_step_seconds", "sim_late_seconds", "sim_token_seconds", "sim_tokens", "sim_ended_requests")
         self.counts: dict[str, float] = dict.fromkeys(names, 0)
+        self._token_at: dict[str, float] = {}
         self.model = Model(spec.profile, spec.speed)
         self._client = BusClient(spec.run_dir, f"{spec.worker} scheduler", holder)
         welcome = self._client.connect(CONNECT_MS_MAX)
@@ -112,6 +113,11 @@ class SimulatedEngine(threading.Thread):
     def load(self) -> tuple[int, int]:
         """Requests that run and that wait."""
         return self._scheduler.running, self._scheduler.waiting + self._commands.qsize()
+
+    @property
+    def kv_used(self) -> float:
+        """Share of the KV blocks that requests hold."""
+        return 1 - self._scheduler.pool.free / self._spec.profile.blocks
 
     def submit(self, ask: Ask) -> None:
         """A request arrived. Any thread may call it."""
@@ -172,8 +178,11 @@ class SimulatedEngine(threading.Thread):
 
     def _hand_over(self, step: Step, sampled: Sequence[int | None]) -> None:
         ended = self._scheduler.advance(step, sampled)
+        self._count_tokens(step, sampled)
         for work in ended:
             self.model.forget(work.request_id)
+            del self._token_at[work.request_id]
+        self.counts["sim_ended_requests"] += len(ended)
         found = [
             Sampled(part.work.request_id, token, part.work.cached_tokens)
             for part, token in zip(step.parts, sampled, strict=True)
@@ -181,6 +190,17 @@ class SimulatedEngine(threading.Thread):
         ]
         if found:
             self._deliver(found)
+
+    def _count_tokens(self, step: Step, sampled: Sequence[int | None]) -> None:
+        now = time.perf_counter()
+        for part, token in zip(step.parts, sampled, strict=True):
+            if token is None:
+                continue
+            before = self._token_at.get(part.work.request_id)
+            if before is not None:
+                self.counts["sim_token_seconds"] += now - before
+                self.counts["sim_tokens"] += 1
+            self._token_at[part.work.request_id] = now
 
     def _count(self, step: Step, planned: float, taken: float) -> None:
         ends = ((part, min(part.computed + part.tokens, part.work.prompt_tokens)) for part in step.parts)
@@ -198,6 +218,7 @@ class SimulatedEngine(threading.Thread):
                 return False
             if isinstance(command, str):
                 self._scheduler.abort(command)
+                self._token_at.pop(command, None)
                 self.model.forget(command)
             else:
                 self._add(command)

@@ -16,6 +16,7 @@ from tests_shared import Bus, wait_for
 from router.app import make_app
 from router.connections import protocol
 from router.recent import Tracing
+from router.scaling_settings import ScalingSettings
 from router.settings import RouterSettings
 
 MakeEngine = Callable[..., EngineDouble]
@@ -24,11 +25,13 @@ MakeEngine = Callable[..., EngineDouble]
 class RouterUnderTest:
     """A router on a port of its own."""
 
-    def __init__(self, bus: Bus, tenants_file: str = "", tracing: Tracing | None = None, **settings: Any) -> None:
+    def __init__(
+        self, bus: Bus, tenants_file: str = "", tracing: Tracing | None = None, scaling: ScalingSettings | None = None, **settings: Any
+    ) -> None:
         # By rule: what costs least depends on what the machine is doing.
         rules = {"policy": "prefix_affinity", "prefill_tokens_min": 512}
         self.settings = RouterSettings(port=0, **{**rules, "body_bytes_max": 100_000, "connect_seconds_max": 1, **settings})
-        self.app = make_app(self.settings, bus.run_dir, tenants_file, tracing)
+        self.app = make_app(self.settings, bus.run_dir, tenants_file, tracing, scaling)
         self._server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None, http=protocol(self.settings)))
         admin = [self.settings.admin_port] if self.settings.admin_port else []
         self._listeners = [socket.create_server(("127.0.0.1", port)) for port in (0, *admin)]

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from router_under_test import RouterUnderTest
 from tenants_under_test import TenantsUnderTest
-from tests_shared import Bus
+from tests_shared import Bus, wait_for
 
 from cachebus.errors import HeadstartError
 from cachebus.ports import free_port
+from router.scaling_settings import ScalingSettings
 from router.serve import serve
 from router.settings import RouterSettings
 
@@ -28,7 +29,7 @@ def tenants(tmp_path: Path) -> TenantsUnderTest:
 
 @pytest.fixture
 def router(bus: Bus, tenants: TenantsUnderTest) -> Iterator[RouterUnderTest]:
-    router = RouterUnderTest(bus, str(tenants.path), admin_port=free_port("127.0.0.1"))
+    router = RouterUnderTest(bus, str(tenants.path), scaling=ScalingSettings(reading_seconds=1), admin_port=free_port("127.0.0.1"))
     yield router
     router.stop()
 
@@ -69,6 +70,25 @@ def test_an_admin_port_that_others_reach_asks_for_an_admins_key(bus: Bus, tenant
         assert ask(port, "/metrics")[0] == 401
         assert ask(port, "/tenants", tenants.bearer("a"))[0] == 403
         assert ask(port, "/tenants", tenants.bearer("root"))[0] == 200
+    finally:
+        router.stop()
+
+
+def test_wanted_sizes_are_an_admins_where_there_are_keys(router: RouterUnderTest, tenants: TenantsUnderTest) -> None:
+    wait_for(lambda: ask(router.settings.admin_port, "/scaling")[0] == 200)
+    told = json.loads(ask(router.settings.admin_port, "/scaling")[1])
+    assert (told["prefill"]["wanted"], told["decode"]["wanted"], told["decode"]["ready"]) == (1, 1, 0)
+    assert all(told[pool]["reasons"] for pool in ("prefill", "decode"))
+    assert router.get("/scaling")[0] == 401
+    assert router.get("/scaling", tenants.bearer("a"))[0] == 403
+    assert json.loads(router.get("/scaling", tenants.bearer("root"))[1])["prefill"]["wanted"] == 1
+
+
+def test_who_does_not_read_workers_tells_no_sizes(bus: Bus) -> None:
+    router = RouterUnderTest(bus, scaling=ScalingSettings(reading_seconds=0))
+    try:
+        status, raw = router.get("/scaling")
+        assert (status, json.loads(raw)["error"]["code"]) == (503, "scaling_unknown")
     finally:
         router.stop()
 

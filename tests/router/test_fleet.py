@@ -100,3 +100,17 @@ def test_what_one_more_costs_a_batch_is_learnt_from_answers() -> None:
         fleet.token(leg, 2.0)
     # Four get each of some hundred tokens 2 ms later, and the new one gets its own as much later.
     assert fleet.load("a", 2.0).joining == pytest.approx(2 * 4 * 0.002 * 110, rel=0.15)
+
+
+def test_what_was_begun_and_ended_is_counted_and_who_waits_says_what_it_takes() -> None:
+    fleet, prefill, decode = Fleet(), worker("p", "prefill"), worker("d")
+    assert fleet.blocks_wanted() == 0
+    fleet.begin(prefill, 2.0, 0.0, 1000)
+    small, large = fleet.begin(decode, 0.5, 0.0, 100), fleet.begin(decode, 0.5, 0.0, 321)
+    assert fleet.begun_seconds == {"prefill": 2.0, "decode": 1.0}
+    assert fleet.blocks_wanted() == 21, "of those at decode workers"
+    fleet.token(large, 1.0)
+    assert fleet.blocks_wanted() == 7
+    fleet.end(small, 2.0)
+    fleet.end(large, 2.0)
+    assert fleet.ended == {"decode": 2}

@@ -24,6 +24,13 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "defaults": {},
     **{name: manifests.overlay_values(name) for name in manifests.OVERLAYS},
     "hpa": {"prefillSpec": {"autoscaling": {"kind": "hpa"}}, "decodeSpec": {"autoscaling": {"kind": "hpa"}}},
+    "keda-prometheus": {"prefillSpec": {"autoscaling": {"kind": "keda-prometheus"}}, "decodeSpec": {"autoscaling": {"kind": "keda-prometheus"}}},
+    "keda, tenants": {
+        "prefillSpec": {"autoscaling": {"kind": "keda", "minReplicaCount": 0, "busy": 0.6}},
+        "decodeSpec": {"autoscaling": {"kind": "keda", "minReplicaCount": 2, "cooldownPeriod": 120}},
+        "routerSpec": {"tenantsSecretName": "tenants", "adminKeySecretName": "admin-key"},
+        "config": {"scaling": {"decode_max": 20}},
+    },
     "much of it": {
         "image": {"registry": "registry.example/llm", "tag": "1.2.3", "pullSecrets": ["pull"]},
         "name": "chat",

@@ -18,11 +18,12 @@ def test_the_base_is_the_chart_as_it_is() -> None:
     assert comparable(kustomize(K8S / "base")) == comparable(variant("defaults"))
 
 
-def test_scaling_by_hpa_is_a_component(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["hpa", "keda-prometheus"])
+def test_scaling_is_a_component(tmp_path: Path, name: str) -> None:
     # Kustomize takes paths relative to the file only.
     up = "../" * len(tmp_path.parts)
-    (tmp_path / "kustomization.yaml").write_text(f"resources: [{up}{K8S}/base]\ncomponents: [{up}{K8S}/components/hpa]\n".replace("//", "/"))
-    assert comparable(kustomize(tmp_path)) == comparable(variant("hpa"))
+    (tmp_path / "kustomization.yaml").write_text(f"resources: [{up}{K8S}/base]\ncomponents: [{up}{K8S}/components/{name}]\n".replace("//", "/"))
+    assert comparable(kustomize(tmp_path)) == comparable(variant(name))
 
 
 def test_a_difference_is_seen() -> None:

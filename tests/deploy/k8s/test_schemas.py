@@ -29,6 +29,26 @@ TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 EXPRESSION = of(["key", "operator"], key=TEXT, operator={"enum": ["In", "NotIn", "Exists", "DoesNotExist"]}, values=listed(TEXT))
 METADATA = of(["name"], name=TEXT, labels=TEXTS)
 PROMETHEUS = of(["serverAddress", "query", "threshold"], serverAddress=TEXT, query=TEXT, threshold=TEXT, ignoreNullValues={"enum": ["true", "false"]})
+METRICS_API = of(
+    ["url", "valueLocation", "targetValue"],
+    url={"pattern": "^http://[^/]+/"},
+    valueLocation=TEXT,
+    targetValue={"pattern": r"^[0-9.]+$"},
+    authMode={"enum": ["apiKey", "basic", "tls", "bearer"]},
+)
+AVERAGE_OR_VALUE = {"enum": ["AverageValue", "Value"]}
+TRIGGER = {
+    "oneOf": [
+        of(["type", "metadata"], type={"const": "prometheus"}, metricType=AVERAGE_OR_VALUE, metadata=PROMETHEUS),
+        of(
+            ["type", "metadata"],
+            type={"const": "metrics-api"},
+            metricType=AVERAGE_OR_VALUE,
+            metadata=METRICS_API,
+            authenticationRef=of(["name"], name=TEXT, kind=TEXT),
+        ),
+    ]
+}
 SCALED_OBJECT = of(
     ["scaleTargetRef", "triggers"],
     scaleTargetRef=of(["name"], apiVersion=TEXT, kind=TEXT, name=TEXT),
@@ -38,8 +58,9 @@ SCALED_OBJECT = of(
     cooldownPeriod=WHOLE,
     fallback=of(["failureThreshold", "replicas"], failureThreshold=WHOLE, replicas=WHOLE),
     advanced=of([], horizontalPodAutoscalerConfig=of([], behavior={"type": "object"})),
-    triggers=listed(of(["type", "metadata"], type={"const": "prometheus"}, metricType={"enum": ["AverageValue", "Value"]}, metadata=PROMETHEUS)),
+    triggers=listed(TRIGGER),
 )
+TRIGGER_AUTHENTICATION = of(["secretTargetRef"], secretTargetRef=listed(of(["parameter", "name", "key"], parameter=TEXT, name=TEXT, key=TEXT)))
 POD_MONITOR = of(
     ["selector", "podMetricsEndpoints"],
     selector=of([], matchLabels=TEXTS, matchExpressions=listed(EXPRESSION)),
@@ -62,6 +83,7 @@ HTTP_ROUTE = of(
 )
 OPERATORS = {
     ("keda.sh/v1alpha1", "ScaledObject"): SCALED_OBJECT,
+    ("keda.sh/v1alpha1", "TriggerAuthentication"): TRIGGER_AUTHENTICATION,
     ("monitoring.coreos.com/v1", "PodMonitor"): POD_MONITOR,
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): HTTP_ROUTE,
 }

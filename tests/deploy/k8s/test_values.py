@@ -86,6 +86,12 @@ def test_what_does_not_go_together_is_refused(cache: dict[str, Any], shared: boo
         manifests.render({"cacheConfig": cache, "nodeShared": {"enabled": shared}})
 
 
+def test_with_tenants_keda_needs_an_admins_key() -> None:
+    values = {"prefillSpec": {"autoscaling": {"kind": "keda"}}, "routerSpec": {"tenantsSecretName": "tenants"}}
+    with pytest.raises(helm_python.HelmError, match=r"routerSpec\.adminKeySecretName"):
+        manifests.render(values)
+
+
 def other(path: tuple[str, ...], value: Any) -> Any:
     """A value that is not the default one."""
     schema = described(path) or {}
@@ -112,7 +118,12 @@ NEEDS: Mapping[tuple[str, ...], dict[str, Any]] = {
     ("decodeSpec", "storageClass"): {"decodeSpec": {"pvcStorage": "1Gi"}},
     ("podMonitor", "interval"): {"podMonitor": {"enabled": True}},
     ("podMonitor", "labels"): {"podMonitor": {"enabled": True}},
-    ("prometheusUrl",): {"prefillSpec": {"autoscaling": {"kind": "keda"}}},
+    ("prometheusUrl",): {"prefillSpec": {"autoscaling": {"kind": "keda-prometheus"}}},
+    ("networkPolicy", "kedaNamespace"): {"prefillSpec": {"autoscaling": {"kind": "keda"}}},
+    ("routerSpec", "adminKeySecretName"): {
+        "prefillSpec": {"autoscaling": {"kind": "keda"}},
+        "routerSpec": {"tenantsSecretName": "tenants", "adminKeySecretName": "key"},
+    },
     ("gateway", "parentRefs"): {"gateway": {"enabled": True}},
     ("gateway", "hostnames"): {"gateway": {"enabled": True}},
     **{

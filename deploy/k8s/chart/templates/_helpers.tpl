@@ -106,6 +106,20 @@ topologySpreadConstraints:
   value: /region/chunks
 {{- end }}
 
+{{- /* The section `scaling` of the settings, as variables of the router: in the file they would restart the workers, too. */}}
+{{- define "headstart.scalingEnv" -}}
+{{- $p := .Values.prefillSpec.autoscaling }}
+{{- $d := .Values.decodeSpec.autoscaling }}
+{{- $made := dict "prefill_min" $p.minReplicaCount "prefill_max" $p.maxReplicaCount "prefill_busy" $p.busy "backlog_seconds" $p.backlogSeconds }}
+{{- $_ := merge $made (dict "decode_min" (max 1 (int $d.minReplicaCount)) "decode_max" $d.maxReplicaCount "kv_blocks_used" $d.kvBlocksUsed "inter_token_seconds" $d.interTokenSeconds) }}
+{{- $_ := merge $made (dict "prefill_per_decode_min" .Values.scaling.prefillPerDecodeMin "prefill_per_decode_max" .Values.scaling.prefillPerDecodeMax) }}
+{{- $_ := merge $made (dict "shrink_seconds" (max (int $p.cooldownPeriod) (int $d.cooldownPeriod)) "zero_seconds" .Values.scaling.zeroSeconds) }}
+{{- range $key, $value := mergeOverwrite $made (deepCopy (default dict .Values.config.scaling)) }}
+- name: HEADSTART_SCALING_{{ upper $key }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end }}
+
 {{- define "headstart.podIp" -}}
 - name: {{ . }}
   valueFrom:
