@@ -93,7 +93,7 @@ class CacheSettings(Section, frozen=True):
     """One name for all nodes, written like a peer: every address that it resolves to (a headless service's) is a peer, for as long as it does"""
     peer_workers: bool = False
     """Tell routers here of the workers of other nodes, too: for the bus of a router that runs apart from the workers"""
-    peer_streams: int = 4
+    peer_streams: int = 6
     """Connections for reading from other nodes, each with a thread"""
     peer_timeout_ms: int = 200
     """Longest silence of another node while it is read from: then its chunk is a miss"""

@@ -39,7 +39,7 @@ _RECONNECT_MS, _RECONNECT_MS_MAX = 50, 500
 _TCP = b"tcp:"
 _READ = struct.Struct("<QQQQ16s")
 _TICKET = struct.Struct("<Q")
-_IO_THREADS, _BYTES_IO_THREADS = 1, 4
+_IO_THREADS, _BYTES_IO_THREADS = 1, 6
 _POLL_MS = 100
 
 

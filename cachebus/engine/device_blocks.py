@@ -1,8 +1,9 @@
-"""Blocks in a GPU's memory: copied straight from and to the registered region by the copy engines, digested where they lie.
+"""Blocks in a GPU's memory: copied straight from and to the registered region, digested where they lie.
 
-The region is registered once, so every copy is one DMA at the speed of the bus, and no byte passes through a processor. A call hands all
-its pages to the driver at once, neighbours merged; the digests are taken on the same stream: of the blocks that were
-copied out, or of what arrived.
+The region is registered once, so bytes cross the bus at its speed and none passes through a processor of the host. Out of the blocks they go by
+the copy engines: a call hands all its pages to the driver at once, neighbours merged. Into them they are fetched by a kernel on a few of the GPU's
+own processors: a prefix's blocks lie scattered, and while the driver takes thousands of copies no other thread of the process launches anything,
+so a batch that generated stood still. The digests are taken on the same stream: of the blocks that were copied out, or of what arrived.
 """
 
 from __future__ import annotations
@@ -15,15 +16,22 @@ import numpy as np
 import torch
 from vllm import _custom_ops
 
+from cachebus.engine import copy_kernel
 from cachebus.engine.blocks import Computed, Entry, LayerMemory, address_of
 from cachebus.engine.device_digest import DIGEST_BYTES, LEAF_BYTES, DeviceDigest
 from cachebus.errors import RegionError, UnsupportedModel
 
-BATCH_BYTES = 128 << 20
-"""About 2.4 ms of PCIe 5: long against the half millisecond that a call costs, short against a pull."""
+SAVE_BATCH_BYTES = 128 << 20
+"""About 2.4 ms of PCIe 5: long against the half millisecond that a call costs, short against a step."""
+
+LOAD_BATCH_BYTES = 512 << 20
+"""About 10 ms: a call takes the interpreter for two or three milliseconds while an engine steps, however much it fetches."""
 
 THREADS = 2
 """While one waits for its batch, the other has handed over the next."""
+
+_Tables = list[tuple[torch.Tensor, torch.Tensor]]
+"""On the device, of entries with equally many blocks each: blocks [entry, block], and the address of each entry's extent [entry]"""
 
 SAVE_AFTER_SECONDS = 0.002
 """The engine takes about a millisecond from a step's last kernel to the tokens' way out."""
@@ -35,7 +43,7 @@ class DeviceBlocks:
     def __init__(self, layers: Sequence[LayerMemory], region: memoryview) -> None:
         self.page_bytes = layers[0].page_bytes
         self.block_bytes = self.page_bytes * len(layers)
-        self.load_bytes = self.save_bytes = BATCH_BYTES
+        self.load_bytes, self.save_bytes = LOAD_BATCH_BYTES, SAVE_BATCH_BYTES
         self.load_threads = self.save_threads = THREADS
         self.save_after_seconds = SAVE_AFTER_SECONDS
         strides = {layer.stride_bytes for layer in layers}
@@ -52,7 +60,10 @@ class DeviceBlocks:
         own = self._of_this_thread()
         blocks = [0] * self._digest.blocks_for_all_kernels
         with torch.cuda.stream(own.stream):
-            own.taken(self._digests([_Alike([Entry(blocks, region)])], bytes(DIGEST_BYTES), own), [])
+            own.taken(self._digests(self._tables([_Alike([Entry(blocks, region)])], own), bytes(DIGEST_BYTES)), [])
+            # Of a page that stays out.
+            self._fetch(self._tables([_Alike([Entry([-1], region)])], own))
+            own.stream.synchronize()
 
     def computed(self) -> Computed:
         return _Computed(self._device)
@@ -63,16 +74,14 @@ class DeviceBlocks:
             alike = [_Alike(group) for group in _by_blocks(entries)]
             device, host, sizes = self._copies(alike)
             _custom_ops.swap_blocks_batch(device, host, sizes)
-            return own.taken(self._digests(alike, key, own), entries)
+            return own.taken(self._digests(self._tables(alike, own), key) if key else [], entries)
 
     def load(self, entries: Sequence[Entry], key: bytes | None) -> list[bytes]:
         own = self._of_this_thread()
         with torch.cuda.stream(own.stream):
-            alike = [_Alike(group) for group in _by_blocks(entries)]
-            device, host, sizes = self._copies(alike)
-            # Nobody writes a leased extent, so the copy engine may read ahead.
-            _custom_ops.swap_blocks_batch(host, device, sizes, is_src_access_order_any=True)
-            return own.taken(self._digests(alike, key, own), entries)
+            tables = self._tables([_Alike(group) for group in _by_blocks(entries)], own)
+            self._fetch(tables)
+            return own.taken(self._digests(tables, key) if key else [], entries)
 
     def _of_this_thread(self) -> _Own:
         own: _Own | None = getattr(self._threads, "own", None)
@@ -102,13 +111,18 @@ class DeviceBlocks:
         sizes = np.broadcast_to(counts * self.page_bytes, device.shape)
         return device.ravel(), host.ravel(), sizes.ravel()
 
-    def _digests(self, alike: Sequence[_Alike], key: bytes | None, own: _Own) -> list[torch.Tensor]:
-        if key is None:
-            return []
+    def _tables(self, alike: Sequence[_Alike], own: _Own) -> _Tables:
+        tables = own.on_device([table for group in alike for table in (group.blocks, group.extents)])
+        return list(zip(tables[::2], tables[1::2], strict=True))
+
+    def _fetch(self, tables: _Tables) -> None:
+        for blocks, extents in tables:
+            copy_kernel.fetch(self._digest.addresses, blocks, extents, self._stride, self.page_bytes)
+
+    def _digests(self, tables: _Tables, key: bytes) -> list[torch.Tensor]:
         if key not in self._keys:
             self._keys[key] = self._digest.key(key)
-        tables = own.on_device([table for group in alike for table in (group.blocks, group.extents)])
-        return [self._digest.digests(blocks, extents, self._keys[key]) for blocks, extents in zip(tables[::2], tables[1::2], strict=True)]
+        return [self._digest.digests(blocks, extents, self._keys[key]) for blocks, extents in tables]
 
 
 class _Computed:

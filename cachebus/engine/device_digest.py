@@ -27,11 +27,12 @@ _CLIMBED_MAX, _CLIMBED_AT_ONCE, _CLIMBING_WARPS = 2048, 256, 8
 class DeviceDigest:
     """Digests entries whose bytes are ``[layer][block][page]``, on the stream that is current.
 
-    ``addresses`` are those of the layers' first blocks, all with pages of ``page_bytes`` (a multiple of 1024) every ``stride_bytes``.
+    ``addresses`` are those of the layers' first blocks (afterwards on the device: int64 [layer]), all with pages of ``page_bytes`` (a multiple of
+    1024) every ``stride_bytes``.
     """
 
     def __init__(self, addresses: Sequence[int], stride_bytes: int, page_bytes: int, device: torch.device) -> None:
-        self._addresses = torch.tensor(addresses, dtype=torch.int64, device=device)
+        self.addresses = torch.tensor(addresses, dtype=torch.int64, device=device)
         self._stride, self._device = stride_bytes, device
         self._page_leaves = page_bytes // LEAF_BYTES
         self._shapes: dict[int, torch.Tensor] = {}
@@ -51,7 +52,7 @@ class DeviceDigest:
         nodes = torch.empty((entries, leaves, _WORDS), dtype=torch.uint32, device=self._device)
         grid = (triton.cdiv(leaves, _LEAVES_AT_ONCE), entries)
         shape = self._shapes[in_entry]
-        kernels.leaves[grid](self._addresses, blocks, extents, key, nodes, shape, PAGE_LEAVES=self._page_leaves, LANES=_LEAVES_AT_ONCE)
+        kernels.leaves[grid](self.addresses, blocks, extents, key, nodes, shape, PAGE_LEAVES=self._page_leaves, LANES=_LEAVES_AT_ONCE)
         while (count := nodes.shape[1]) > _CLIMBED_MAX:
             above = torch.empty((entries, -(-count // 2), _WORDS), dtype=torch.uint32, device=self._device)
             kernels.joined[(triton.cdiv(above.shape[1], _PAIRS_AT_ONCE), entries)](nodes, above, key, count, LANES=_PAIRS_AT_ONCE)
