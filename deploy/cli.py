@@ -127,6 +127,10 @@ def _bench(options: argparse.Namespace, settings: Settings) -> int:
         from deploy.bench import router
 
         return router.run(options)
+    if options.bench == "scaling":
+        from deploy.bench import scaling
+
+        return scaling.run(options)
     if options.bench == "tiers":
         from deploy.bench import tiers
 

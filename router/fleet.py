@@ -115,10 +115,19 @@ class Fleet:
         told = self.told(now)
         return sum(told[worker.worker].backlog_seconds for worker in pool if worker.worker in told)
 
+    def prompts(self, workers: Iterable[Worker]) -> int:
+        """How many of this router's requests have not had their first token from these workers."""
+        return sum(leg.first_token is None for worker in workers for leg in self._legs.get(worker.worker, ()))
+
     def blocks_wanted(self) -> int:
         """KV blocks that the largest prompt takes that waits at a decode worker for its first token."""
         waiting = (leg for legs in self._legs.values() for leg in legs if leg.role == "decode" and leg.first_token is None)
         return max((leg.blocks for leg in waiting), default=0)
+
+    @property
+    def alone_seconds(self) -> float:
+        """Seconds between the tokens of a stream that nobody shares its worker with, as far as answers told; 0: unknown."""
+        return self._pace.alone
 
     def _own(self, worker: str, now: float) -> WorkerLoad:
         legs = self._legs.get(worker, [])
@@ -156,7 +165,16 @@ class _Pace:
 
     def joining(self, running: int) -> float:
         """Seconds that one more costs those who run, and itself."""
+        return 2 * self._slope * running * self._tokens
+
+    @property
+    def alone(self) -> float:
+        """The line's interval in a batch of one; 0 where all answers had the same company."""
+        n, x, _, y, _ = self._sums
+        return max(0.0, (y - self._slope * (x - n)) / n) if self._slope else 0.0
+
+    @property
+    def _slope(self) -> float:
         n, x, xx, y, xy = self._sums
         spread = n * xx - x * x
-        slope = max(0.0, (n * xy - x * y) / spread) if spread > 1e-6 * n * xx else 0.0
-        return 2 * slope * running * self._tokens
+        return max(0.0, (n * xy - x * y) / spread) if spread > 1e-6 * n * xx else 0.0

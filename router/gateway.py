@@ -63,7 +63,8 @@ class Gateway:
         self.watch = Watch(run_dir, self._heard)
         self.colleagues = Colleagues(run_dir, lambda: self.fleet.told(time.monotonic()))
         self.fleet.others = lambda: self.colleagues.loads
-        around = Surroundings(self._registered, lambda: self.door.waiting, lambda: self.colleagues.count, settings.prefill_tokens_min)
+        limits = settings.prefill_tokens_min, settings.worker_requests_max
+        around = Surroundings(self._registered, lambda: self.door.waiting, lambda: self.colleagues.count, *limits)
         self.scaler = Scaler(scaling or ScalingSettings(), around, self.fleet, self.metrics)
 
     async def start(self) -> None:

@@ -53,13 +53,14 @@ def parse(exposition: bytes) -> EngineReading:
 class PoolReading:
     """A pool at one moment. ``used``: its KV in workers' worth, with what those take who wait for blocks; ``blocks``, ``free``: KV blocks.
 
-    Since the last look: ``finished`` requests, and the mean seconds between two tokens, None where none came.
+    ``requests``: that run or wait. Since the last look: ``finished`` requests, and the mean seconds between two tokens, None where none came.
     """
 
     used: float
     blocks: int
     free: int
     running: int
+    requests: int
     finished: int
     inter_token_seconds: float | None
 
@@ -84,7 +85,7 @@ class Readings:
     def look(self, workers: Iterable[str], full: float) -> PoolReading:
         """These workers together. ``full``: the share of used blocks from which on who waits is taken to wait for blocks."""
         used = token_seconds = 0.0
-        blocks = free = running = finished = tokens = 0
+        blocks = free = running = requests = finished = tokens = 0
         for worker in workers:
             now = self._now.get(worker)
             if now is None:
@@ -98,8 +99,9 @@ class Readings:
             blocks += now.blocks
             free += round(now.blocks * (1 - now.kv_used))
             running += now.running
+            requests += now.running + now.waiting
             finished += now.finished - before.finished
             token_seconds += now.token_seconds - before.token_seconds
             tokens += now.tokens - before.tokens
             self._before[worker] = now
-        return PoolReading(used, blocks, free, running, finished, token_seconds / tokens if tokens else None)
+        return PoolReading(used, blocks, free, running, requests, finished, token_seconds / tokens if tokens else None)

@@ -14,7 +14,7 @@ from cachebus.messages import Worker
 from router.fleet import Fleet, candidates
 from router.legs import Legs
 from router.metrics import RouterMetrics
-from router.readings import PoolReading, Readings, parse
+from router.readings import EngineReading, PoolReading, Readings, parse
 from router.scaling import LOAD_SECONDS, Reading, Size, Sizes, State, decide
 from router.scaling_settings import ScalingSettings
 
@@ -42,6 +42,7 @@ class Surroundings:
     waiting: Callable[[], int]
     routers: Callable[[], int]
     prefill_tokens_min: int
+    worker_requests_max: int
 
 
 class Scaler:
@@ -75,6 +76,10 @@ class Scaler:
         self._requests += 1
         self._lacking += missing_tokens >= self._around.prefill_tokens_min
 
+    def take(self, worker: str, reading: EngineReading) -> None:
+        """A worker was read."""
+        self._readings.take(worker, reading)
+
     def answer(self, now: float) -> dict[str, Any] | None:
         """Both pools' wanted sizes with their reasons and what they come from; None before the first decision, and where it is long past."""
         if self._told is None or now - self._told_at > 4 * self._rule.reading_seconds:
@@ -97,12 +102,14 @@ class Scaler:
             prefill=len(prefill),
             decode=len(decode),
             backlog_seconds=self._backlog(prefill or decode, share, now),
+            prompts=self._fleet.prompts(prefill or decode) / share,
             prefill_load=_load(last, own, alone=not prefill) / share,
             lacking=self._lacking,
+            places=(decoding.requests + self._around.waiting() / share) / self._around.worker_requests_max,
             kv_used=decoding.used * (1 + self._around.waiting() / share / max(1, decoding.running)),
             inter_token_seconds=decoding.inter_token_seconds,
+            alone_seconds=self._fleet.alone_seconds,
         )
-        before = self._told
         self._state, sizes = decide(self._rule, self._state, reading, now)
         self._told, self._told_at = told(sizes, reading), now
         self._told["readings"] |= {
@@ -114,9 +121,6 @@ class Scaler:
         }
         self._requests = self._lacking = 0
         self._expose(sizes, decoding)
-        for role in ("prefill", "decode"):
-            if before is not None and before[role]["wanted"] != self._told[role]["wanted"]:
-                log.info("%d %s workers wanted: %s", self._told[role]["wanted"], role, "; ".join(self._told[role]["reasons"]))
 
     def _own_share(self, own: int, everybodys: int, now: float) -> float:
         """What share of the legs at all workers is this router's: others may be there whose loads no bus tells. Both: ended since the last look."""
@@ -148,12 +152,20 @@ class Scaler:
                 await asyncio.sleep(self._rule.reading_seconds / len(workers))
             if not workers:
                 await asyncio.sleep(self._rule.reading_seconds)
+            before = self._told
             self.decide(time.monotonic())
+            self._log(before, self._told)
+
+    @staticmethod
+    def _log(before: dict[str, Any] | None, now: dict[str, Any] | None) -> None:
+        for role in ("prefill", "decode"):
+            if before is not None and now is not None and before[role]["wanted"] != now[role]["wanted"]:
+                log.info("%d %s workers wanted: %s", now[role]["wanted"], role, "; ".join(now[role]["reasons"]))
 
     async def _read(self, legs: Legs, worker: Worker) -> None:
         exposition = await legs.metrics(worker)
         if exposition is not None:
-            self._readings.take(worker.worker, parse(exposition))
+            self.take(worker.worker, parse(exposition))
 
     def _begin(self, work: Any) -> None:
         task = asyncio.create_task(work)

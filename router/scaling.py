@@ -12,9 +12,11 @@ from dataclasses import dataclass, field, replace
 
 from router.scaling_settings import ScalingSettings
 
-AVERAGE_SECONDS = 30.0
-LOAD_SECONDS = 60.0
-"""Over how long backlog, blocks and time between tokens are averaged; and prompts' arrivals, which come by fewer and larger pieces."""
+AVERAGE_SECONDS, BACKLOG_SECONDS, LOAD_SECONDS = 30.0, 90.0, 180.0
+"""Over how long blocks and time between tokens are averaged; what waits for prefill, which a new worker can only help where it lasts; and what comes
+of it, by fewer and larger pieces."""
+_FLOOR_BELIEVED, _FLOOR_MOST = 0.8, 0.8
+"""What of the time that a token takes whoever shares it is believed, since it is learnt; and what share of the limit it may be at most."""
 _MARGIN = 0.85
 """A pool shrinks to where its limits would be kept to so much of them: a worker fewer must not be missed at once."""
 _GROWS_BY = 4
@@ -29,18 +31,23 @@ _WHOLE = 1e-9
 class Reading:
     """What is known at one moment of both pools.
 
-    ``prefill``, ``decode``: workers that take requests. ``backlog_seconds``: of prefill, before all requests together; ``prefill_load``: seconds of
-    prefill that came each second since the reading before; ``lacking``: requests since then that lacked ``router.prefill_tokens_min`` tokens.
-    ``kv_used``: KV blocks in use or waited for, in decode workers' worth; ``inter_token_seconds``: mean, None where nothing was generated.
+    ``prefill``, ``decode``: workers that take requests. ``backlog_seconds``: of prefill, before all requests together, ``prompts`` of them;
+    ``prefill_load``: seconds of prefill that came each second since the reading before; ``lacking``: requests since then that lacked
+    ``router.prefill_tokens_min`` tokens.
+    ``kv_used``: KV blocks in use or waited for, in decode workers' worth; ``inter_token_seconds``: mean, None where nothing was generated;
+    ``alone_seconds``: what it would be for a stream alone, 0 where that is not known. ``places``: workers' worth of requests at once.
     """
 
     prefill: int
     decode: int
     backlog_seconds: float = 0.0
+    prompts: float = 0.0
     prefill_load: float = 0.0
     lacking: int = 0
     kv_used: float = 0.0
     inter_token_seconds: float | None = None
+    alone_seconds: float = 0.0
+    places: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -125,17 +132,19 @@ def guard(rule: ScalingSettings, prefill: int, decode: int) -> tuple[int, int]:
 
 def _prefill_need(rule: ScalingSettings, state: State, readings: tuple[tuple[float, Reading], ...], now: float) -> _Need:
     recent = [one for at, one in readings if now - at < AVERAGE_SECONDS]
-    backlog = sum(one.backlog_seconds for one in recent) / len(recent)
+    waited = [one for at, one in readings if now - at < BACKLOG_SECONDS]
+    backlog, prompts = (sum(values) / len(waited) for values in zip(*((one.backlog_seconds, one.prompts) for one in waited), strict=True))
     load = sum(one.prefill_load for _, one in readings) / len(readings)
     woken = len(readings) > 1 and not readings[-2][1].prefill and readings[-1][1].prefill > 0
     lacking = sum(one.lacking for one in recent)
-    if not (rule.prefill_min or lacking or woken or backlog >= rule.backlog_seconds):
+    if not (rule.prefill_min or lacking or woken or recent[-1].backlog_seconds >= rule.backlog_seconds):
         return _Need(0, 0, [f"nobody lacked a prompt worth a prefill for {AVERAGE_SECONDS:g} s"])
-    by_load, by_backlog = _ceil(load / rule.prefill_busy), _ceil(backlog / rule.backlog_seconds)
-    keep = max(_ceil(load / rule.prefill_busy / _MARGIN), _ceil(backlog / rule.backlog_seconds / _MARGIN), 1)
+    # One prompt keeps one worker busy, however long it is.
+    by_load, by_backlog = _ceil(load / rule.prefill_busy), _ceil(min(prompts, backlog / rule.backlog_seconds))
+    keep = max(_ceil(load / rule.prefill_busy / _MARGIN), _ceil(min(prompts, backlog / rule.backlog_seconds / _MARGIN)), 1)
     said = [
         f"load: {load:.2f} workers' time of prefill comes, each may be busy {rule.prefill_busy:g}: {by_load}",
-        f"backlog: {backlog:.2f} s, {rule.backlog_seconds:g} s may wait for each worker: {by_backlog}",
+        f"backlog: {backlog:.2f} s of {prompts:.1f} prompts, {rule.backlog_seconds:g} s may wait for each worker: {by_backlog}",
     ]
     if not state.prefill.wanted:
         said.append("wakes: prompts lack what only computing brings, or somebody else started a worker")
@@ -144,17 +153,20 @@ def _prefill_need(rule: ScalingSettings, state: State, readings: tuple[tuple[flo
 
 def _decode_need(rule: ScalingSettings, readings: tuple[tuple[float, Reading], ...], now: float) -> _Need:
     recent = [one for at, one in readings if now - at < AVERAGE_SECONDS]
-    used = sum(one.kv_used for one in recent) / len(recent)
-    # Over those that shared the tokens: with more of them each gets its own the sooner.
-    shares = [one.inter_token_seconds * one.decode for one in recent if one.inter_token_seconds is not None]
-    shared = sum(shares) / len(shares) if shares else 0.0
-    by_blocks, by_pace = _ceil(used / rule.kv_blocks_used), _ceil(shared / rule.inter_token_seconds)
+    used, places = (sum(values) / len(recent) for values in zip(*((one.kv_used, one.places) for one in recent), strict=True))
+    # What a stream alone waits for its tokens no number of workers makes less; the rest is shared by as many as there are.
+    alone = min(_FLOOR_BELIEVED * readings[-1][1].alone_seconds, _FLOOR_MOST * rule.inter_token_seconds)
+    paces = [(one.inter_token_seconds, one.decode) for one in recent if one.inter_token_seconds is not None]
+    pace = sum(seconds for seconds, _ in paces) / len(paces) if paces else 0.0
+    shared = sum(max(0.0, seconds - alone) * workers for seconds, workers in paces) / len(paces) if paces else 0.0
+    by_blocks, by_pace = _ceil(used / rule.kv_blocks_used), _ceil(shared / (rule.inter_token_seconds - alone))
     said = [
         f"KV blocks: {used:.2f} workers' worth in use or waited for, {rule.kv_blocks_used:g} of each may be: {by_blocks}",
-        f"tokens: {1e3 * shared / max(1, recent[-1].decode):.1f} ms apart, {1e3 * rule.inter_token_seconds:g} ms they may be: {by_pace}",
+        f"requests: {places:.2f} workers' worth at once: {_ceil(places)}",
+        f"tokens: {1e3 * pace:.1f} ms apart, {1e3 * alone:.1f} for a stream alone, {1e3 * rule.inter_token_seconds:g} they may be: {by_pace}",
     ]
-    keep = max(_ceil(used / rule.kv_blocks_used / _MARGIN), _ceil(shared / rule.inter_token_seconds / _MARGIN))
-    return _Need(max(by_blocks, by_pace), keep, said)
+    keep = max(_ceil(used / rule.kv_blocks_used / _MARGIN), _ceil(places / _MARGIN), _ceil(shared / (_MARGIN * (rule.inter_token_seconds - alone))))
+    return _Need(max(by_blocks, by_pace, _ceil(places)), keep, said)
 
 
 def _moved(rule: ScalingSettings, pool: PoolState, need: _Need, bounds: tuple[int, int], times: tuple[float, float]) -> tuple[PoolState, list[str]]:

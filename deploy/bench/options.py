@@ -16,6 +16,7 @@ def add_to(benches: Any, common: argparse.ArgumentParser, parents: list[argparse
     """Adds the benchmarks; ``common`` has every command's options, ``parents`` those of commands with a model and JSON."""
     for add in (_add_chat, _add_reuse, _add_trace, _add_decode, _add_handover):
         add(benches, [common, *parents])
+    _add_scaling(benches, [common, parents[-1]])
     plot = benches.add_parser("plot", parents=[common], help="draw what the benchmarks' JSON files hold")
     plot.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what --output wrote")
     plot.add_argument("--folder", type=Path, default=Path("."), metavar="DIR", help=f"where the figures go {_DEFAULT}")
@@ -57,6 +58,28 @@ def _add_trace(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
     _number(trace, "--answer-tokens-max", 512, "tokens of the longest answer")
     trace.add_argument("--drain-seconds", type=float, default=60.0, help=f"how long answers are waited for after the last arrival {_DEFAULT}")
     _engines(trace, f"{goals.PLAIN},{_RIVALS}", 16)
+
+
+def _add_scaling(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
+    text = "a day of a trace on simulated workers in simulated time: pools scaled by the router's rule, against fixed ones"
+    scaling = benches.add_parser("scaling", parents=parents, help=text, description=text)
+    scaling.add_argument("--trace", type=Path, required=True, metavar="FILE", help="arrivals in Mooncake's format, .jsonl or .jsonl.gz")
+    _number(scaling, "--trace-requests", 1_000_000, "how many of them, from the first on")
+    _number(scaling, "--requests", 60_000, "of the day; the trace is played as often as that takes, each time with prefixes of its own")
+    scaling.add_argument("--low", type=float, default=0.1, help=f"the lowest hour's rate, as a share of the highest one's {_DEFAULT}")
+    _number(scaling, "--seed", 1, "of what is asked again by night")
+    scaling.add_argument("--ttft", type=float, default=10.0, help=f"goal: seconds to the first token beyond what the prompt takes alone {_DEFAULT}")
+    scaling.add_argument("--itl", type=float, default=0.05, help=f"goal: mean seconds between a request's tokens {_DEFAULT}")
+    scaling.add_argument("--share", type=float, default=0.95, help=f"share of the requests that is to meet both goals {_DEFAULT}")
+    _number(scaling, "--prefill-max", 16, "most prefill workers")
+    _number(scaling, "--decode-max", 8, "most decode workers")
+    scaling.add_argument("--start-seconds", type=float, default=90.0, help=f"until a new worker takes requests {_DEFAULT}")
+    scaling.add_argument("--store-tokens", type=float, default=8e6, help=f"tokens of prefixes that all tiers keep {_DEFAULT}")
+    _number(scaling, "--gpus", 8, "GPUs of a worker")
+    scaling.add_argument(
+        "--profile", type=Path, metavar="FILE", help="the workers' rates and sizes, as headstart sim takes it (default: 405B, assumed)"
+    )
+    scaling.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
 
 
 def _add_decode(benches: Any, parents: list[argparse.ArgumentParser]) -> None:

@@ -114,3 +114,19 @@ def test_what_was_begun_and_ended_is_counted_and_who_waits_says_what_it_takes() 
     fleet.end(small, 2.0)
     fleet.end(large, 2.0)
     assert fleet.ended == {"decode": 2}
+
+
+def test_what_a_stream_alone_waits_is_learnt_from_streams_in_company() -> None:
+    fleet, one = Fleet(), worker("d")
+    assert fleet.alone_seconds == 0.0
+    for beside in (0, 3, 7):
+        others = [fleet.begin(one, 0.0, 0.0) for _ in range(beside)]
+        for leg in others:
+            fleet.token(leg, 0.0)
+        leg = fleet.begin(one, 0.0, 0.0)
+        fleet.token(leg, 0.0)
+        leg.tokens = 101
+        fleet.end(leg, 100 * (0.02 + 0.001 * beside))
+        for other in others:
+            fleet.end(other, 0.0)
+    assert fleet.alone_seconds == pytest.approx(0.02, rel=0.01)

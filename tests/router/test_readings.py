@@ -46,7 +46,7 @@ def test_a_pool_is_its_workers_since_the_last_look() -> None:
     readings.take("a", EngineReading(0.5, 100, 2, 1, 10, 1.0, 100))
     readings.take("b", EngineReading(0.25, 200, 1, 0, 5, 1.0, 50))
     first = readings.look(["a", "b"], 0.8)
-    assert (first.used, first.blocks, first.free, first.running) == (0.75, 300, 50 + 150, 3)
+    assert (first.used, first.blocks, first.free, first.running, first.requests) == (0.75, 300, 50 + 150, 3, 4)
     assert (first.finished, first.inter_token_seconds) == (0, None), "nobody knows since when those counts are"
     readings.take("a", EngineReading(0.5, 100, 2, 1, 14, 2.0, 120))
     second = readings.look(["a", "b"], 0.8)

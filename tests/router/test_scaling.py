@@ -33,10 +33,13 @@ readings = st.builds(
     prefill=st.integers(0, 30),
     decode=st.integers(0, 30),
     backlog_seconds=st.floats(0, 100),
+    prompts=st.floats(0, 50),
     prefill_load=st.floats(0, 30),
     lacking=st.integers(0, 5),
     kv_used=st.floats(0, 40),
     inter_token_seconds=st.none() | st.floats(0, 0.5),
+    alone_seconds=st.floats(0, 0.1),
+    places=st.floats(0, 40),
 )
 
 
@@ -67,8 +70,10 @@ def test_more_load_never_wants_fewer(rule: ScalingSettings, pairs: list[tuple[Re
         return replace(
             one,
             backlog_seconds=min(one.backlog_seconds, other.backlog_seconds),
+            prompts=min(one.prompts, other.prompts),
             prefill_load=min(one.prefill_load, other.prefill_load),
             lacking=min(one.lacking, other.lacking),
+            places=min(one.places, other.places),
             kv_used=min(one.kv_used, other.kv_used),
             inter_token_seconds=min(paces) if one.inter_token_seconds is not None else None,
         )
@@ -79,14 +84,20 @@ def test_more_load_never_wants_fewer(rule: ScalingSettings, pairs: list[tuple[Re
         assert low.decode.wanted <= high.decode.wanted
 
 
-@given(load=st.floats(0, 12), kv=st.floats(0, 20), streams=st.floats(0, 2000), start=st.tuples(st.integers(0, 20), st.integers(1, 40)))
+@given(
+    load=st.floats(0, 12),
+    kv=st.floats(0, 20),
+    streams=st.floats(0, 2000),
+    learnt=st.floats(0, 0.009),
+    start=st.tuples(st.integers(0, 20), st.integers(1, 40)),
+)
 @settings(deadline=None)
-def test_a_constant_load_comes_to_rest(load: float, kv: float, streams: float, start: tuple[int, int]) -> None:
+def test_a_constant_load_comes_to_rest(load: float, kv: float, streams: float, learnt: float, start: tuple[int, int]) -> None:
     """Workers come and go as they are wanted; time between tokens is a step's own time and each stream's share, as engines have it."""
     state, (prefill, decode), seen = None, start, []
     for number in range(400):
         pace = 0.008 + 0.00008 * streams / max(1, decode) if streams else None
-        reading = Reading(prefill, decode, 0.1 * load, load, int(load > 0), kv, pace)
+        reading = Reading(prefill, decode, 0.1 * load, load, load, int(load > 0), kv, pace, learnt)
         state, sizes = decide(RULE, state, reading, number * STEP)
         prefill, decode = sizes.prefill.wanted, sizes.decode.wanted
         seen.append((prefill, decode))
@@ -108,6 +119,17 @@ def test_pools_follow_their_own_load() -> None:
     assert settled(lambda p, d: Reading(p, d, prefill_load=4.2, lacking=3))[-1] == (6, 2), "the guard has decode at 2: 6 prefill workers are 3 each"
     assert settled(lambda p, d: Reading(p, d, lacking=1, kv_used=8.0))[-1] == (1, 10)
     assert settled(lambda p, d: Reading(p, d, lacking=1, inter_token_seconds=0.4 / d))[-1] == (1, 8)
+    assert settled(lambda p, d: Reading(p, d, lacking=1, places=2.5))[-1] == (1, 3)
+
+
+def test_what_a_stream_alone_waits_wants_no_workers() -> None:
+    """30 of 50 ms are a step's own time: without knowing that a second worker would never go, though one is enough."""
+
+    def reading(prefill: int, decode: int) -> Reading:
+        return Reading(prefill, decode, lacking=1, inter_token_seconds=0.03 + 0.008 / max(1, decode))
+
+    assert settled(reading, start=(1, 2))[-1] == (1, 2)
+    assert settled(lambda p, d: replace(reading(p, d), alone_seconds=0.03), start=(1, 2))[-1] == (1, 1)
 
 
 def test_a_pool_grows_at_once_and_shrinks_late_and_by_steps() -> None:
@@ -122,9 +144,12 @@ def test_a_pool_grows_at_once_and_shrinks_late_and_by_steps() -> None:
     assert rest[-1] == 2
 
 
-def test_one_reading_that_is_high_moves_little() -> None:
-    calm, long_prompt = Reading(2, 2, 0.5, 0.7, 1), Reading(2, 2, 10.0, 0.7, 1)
-    assert max(sizes.prefill.wanted for _, sizes in run(RULE, [*[calm] * 10, long_prompt, *[calm] * 10])) <= 3
+def test_a_backlog_wants_no_more_workers_than_it_has_prompts() -> None:
+    one_long_prompt, many = Reading(2, 2, 60.0, 1.0, 0.7, 1), Reading(2, 2, 60.0, 10.0, 0.7, 1)
+    assert max(sizes.prefill.wanted for _, sizes in run(RULE, [one_long_prompt] * 10)) == 2
+    assert max(sizes.prefill.wanted for _, sizes in run(RULE, [many] * 10)) == 10
+    calm = Reading(2, 2, 0.5, 1.0, 0.7, 1)
+    assert max(sizes.prefill.wanted for _, sizes in run(RULE, [*[calm] * 10, replace(many, backlog_seconds=6.0), *[calm] * 10])) <= 3, "a peak"
 
 
 def test_prefill_goes_to_zero_when_nobody_lacks_anything_and_comes_back_at_the_first_that_does() -> None:
@@ -136,7 +161,7 @@ def test_prefill_goes_to_zero_when_nobody_lacks_anything_and_comes_back_at_the_f
     assert [found.prefill.wanted for found in back[59:62]] == [0, 1, 1]
     assert any("wakes" in reason for reason in back[60].prefill.reasons)
     assert settled(lambda p, d: served, replace_rule(prefill_min=1))[-1][0] == 1
-    waits = [found for _, found in run(RULE, [*[served] * 60, replace(served, prefill=0, backlog_seconds=9.0)])]
+    waits = [found for _, found in run(RULE, [*[served] * 60, replace(served, prefill=0, backlog_seconds=9.0, prompts=4.0)])]
     assert waits[-1].prefill.wanted >= 1
 
 
