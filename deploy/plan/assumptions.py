@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from deploy.plan import rates as constants
 from deploy.plan.gpus import Gpu
 from deploy.plan.options import DEFAULTS
@@ -32,7 +34,8 @@ _ALWAYS = (
     Assumption("router", f"{ROUTER_SECONDS * 1e3:g} ms a request", "measured", "benchmarks/epyc-2-cores/router.json"),
     Assumption("vLLM's own cache in HBM", "not counted, on either side", "rule", "what it hits comes on top"),
     Assumption("other nodes' DRAM and NVMe", "not counted", "rule", "each node has its own hits; a cold prompt's two workers share a node"),
-    Assumption("waiting", "a queue a pool: Erlang C, Allen-Cunneen", "rule", "its tail taken as exponential"),
+    Assumption("waiting", "a queue a pool: Erlang C, Allen-Cunneen", "rule", "prompts one after the other; an exponential tail"),
+    Assumption("routes", "by router.prefill_tokens_min", "rule", "router.policy: cost also computes on idle decode workers"),
     Assumption("tiers", "LRU; what is stored is in all of them", "rule", "cache.eviction: lru"),
     Assumption("workers that fail, hours busier than --rate", "not counted", "rule", "spares come on top"),
 )
@@ -73,7 +76,12 @@ def _engine(options: argparse.Namespace, gpu: Gpu, wanted: Wanted) -> list[Assum
         Assumption("model", f"{options.model}, weights {options.weights}, KV {options.kv}", _origin(options, "model"), sizes),
         Assumption("worker", f"{options.tp} x {gpu.name}", _origin(options, "gpu"), "its maker's figures"),
         *_prompts(options, here),
-        Assumption("hand-over to decode", f"{rates.handover * 1e3:.0f} ms", here, "benchmarks/h200/handover.json, by the model's layers"),
+        Assumption(
+            "hand-over to decode",
+            f"{float(rates.handover(np.ones(1))[0]) * 1e3:.0f} ms",
+            here,
+            "benchmarks/h200/handover.json, by the model's layers",
+        ),
         Assumption("a decode step", step, "rule", "near what headstart sim takes for 8B on H200"),
         Assumption("room for KV", room, "rule", "vLLM's default; the rest for activations"),
     ]

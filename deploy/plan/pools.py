@@ -91,7 +91,7 @@ class Sizing:
 
     def without_waiting(self) -> FirstToken:
         """First tokens of a request that comes alone."""
-        return self._first_token(np.ones_like(self._there), self._decode.fastest_token(), ())
+        return self._first_token(np.ones_like(self._there), 0.0, ())
 
     def sized(self, prefill: int, decode: int) -> Pools:
         """Pools of given sizes, whatever they reach."""
@@ -122,9 +122,10 @@ class Sizing:
             queues = ((queue, self._there), *queues)
         found = np.where(sum(self._service.taken.values(), np.zeros_like(self._there)) > 0, 1.0, 0.0)
         kinds = (np.ones_like(found), 1 - found, found)
-        return Pools(queue, decode, *(self._first_token(some, decode.token_seconds, queues) for some in kinds))
+        return Pools(queue, decode, *(self._first_token(some, decode.token_seconds, queues, decode.queue.mean_wait) for some in kinds))
 
-    def _first_token(self, kinds: Floats, token_seconds: float, queues: Queues) -> FirstToken:
-        # Who comes to a decode worker finds a step under way.
-        after = np.where(self._service.by_prefill, self._rates.handover, token_seconds / 2)
-        return first_token(self._requests.share * kinds, ROUTER_SECONDS + self._service.own + after, queues)
+    def _first_token(self, kinds: Floats, token_seconds: float, queues: Queues, decode_wait: float = 0.0) -> FirstToken:
+        handover = self._rates.handover(self._requests.prompt) + decode_wait
+        # A decode worker's step is under way when a request comes to it, and again when its pull ends: half a step each on average.
+        alone = ROUTER_SECONDS + self._service.own + token_seconds + np.where(self._service.by_prefill, handover, 0.0)
+        return first_token(self._requests.share * kinds, alone, queues)

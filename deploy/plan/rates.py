@@ -63,9 +63,8 @@ class Rates(Protocol):
     def sequences_max(self) -> int:
         """Requests that run at once."""
 
-    @property
-    def handover(self) -> float:
-        """From the end of prefill to the first token at a decode worker that followed the computation."""
+    def handover(self, tokens: Floats) -> Floats:
+        """From the end of prefill to the first token at an idle decode worker that followed the computation of so many tokens."""
 
     def cold(self, tokens: Floats) -> Floats:
         """A prompt of which nothing is known."""
@@ -102,10 +101,6 @@ class Modelled:
     def sequences_max(self) -> int:
         return SEQUENCES_MAX
 
-    @property
-    def handover(self) -> float:
-        return HANDOVER_SECONDS_PER_LAYER * self.shape.layers
-
     def cold(self, tokens: Floats) -> Floats:
         return np.maximum(self.compute(np.zeros_like(tokens), tokens), PASS_SECONDS_PER_LAYER * self.shape.layers)
 
@@ -114,6 +109,9 @@ class Modelled:
         # Attention is computed in bf16 whatever the weights are in.
         attention = self.shape.attention_flops(0.0, 1.0) * 2 * (before * fresh + fresh * fresh / 2) / self.gpu.bf16
         return (linear + attention) / (COMPUTE_UTILISATION * self._parallel)
+
+    def handover(self, tokens: Floats) -> Floats:
+        return np.full_like(tokens, HANDOVER_SECONDS_PER_LAYER * self.shape.layers)
 
     def hit(self, tokens: Floats) -> Floats:
         moved = tokens * self.kv_bytes_per_token / (self.gpu.link * LINK_UTILISATION * self.gpus)
@@ -139,7 +137,7 @@ class Corrected:
     def __init__(self, rates: Rates, cold: Points = (), hit: Points = ()) -> None:
         self._rates = rates
         self.gpus, self.kv_bytes_per_token, self.room_tokens = rates.gpus, rates.kv_bytes_per_token, rates.room_tokens
-        self.sequences_max, self.handover = rates.sequences_max, rates.handover
+        self.sequences_max = rates.sequences_max
         self._cold = _factors(cold, [float(rates.cold(np.array([float(n)]))[0]) for n, _ in cold])
         self._hit = _factors(hit, [float(rates.hit(np.array([float(n)]))[0]) for n, _ in hit])
 
@@ -151,6 +149,9 @@ class Corrected:
 
     def hit(self, tokens: Floats) -> Floats:
         return self._rates.hit(tokens) * _at(self._hit, tokens)
+
+    def handover(self, tokens: Floats) -> Floats:
+        return self._rates.handover(tokens)
 
     def step(self, batch: float, context: float) -> float:
         return self._rates.step(batch, context)
@@ -175,10 +176,6 @@ class Profiled:
     def sequences_max(self) -> int:
         return self.profile.max_num_seqs
 
-    @property
-    def handover(self) -> float:
-        return self.profile.pull_ms / 1e3 + self._pass
-
     def cold(self, tokens: Floats) -> Floats:
         return self.compute(np.zeros_like(tokens), tokens)
 
@@ -186,6 +183,11 @@ class Profiled:
         pairs, place = np.unique(np.stack([before, fresh]), axis=1, return_inverse=True)
         seconds = np.array([self._in_steps(int(first), int(count)) for first, count in pairs.T])
         return np.asarray(seconds[place.ravel()], np.float64)
+
+    def handover(self, tokens: Floats) -> Floats:
+        # What the last step computed is published and pulled when the others are there.
+        last = np.minimum(tokens, self.profile.max_num_batched_tokens)
+        return self.hit(last) + last * self.profile.kv_bytes_per_token / (self.profile.publish_gb_per_second * 1e9)
 
     def hit(self, tokens: Floats) -> Floats:
         profile = self.profile

@@ -46,9 +46,9 @@ def test_reuse_takes_prefill_workers_and_time() -> None:
     assert cached.prefill.servers < 0.5 * cold.prefill.servers
     assert cached.every.mean < 0.5 * cold.every.mean
     assert math.isnan(cold.hit.mean)
-    # Pull, 768 tokens computed, half a decode step, the router: and at times another one's 768 tokens before them.
+    # Pull, 768 tokens computed, half a decode step twice, the router: and at times another one's 768 tokens before them.
     pulled = float(ENGINE.hit(np.array([32_000.0]))[0] + ENGINE.compute(np.array([32_000.0]), np.array([768.0]))[0])
-    own = ROUTER_SECONDS + pulled + cached.decode.token_seconds / 2
+    own = ROUTER_SECONDS + pulled + cached.decode.token_seconds
     assert cached.hit.mean == pytest.approx(own + cached.decode.queue.mean_wait)
 
 
