@@ -114,7 +114,7 @@ def _prices(options: argparse.Namespace, gpu: Gpu, wanted: Wanted) -> list[Assum
         names = [f"{tier.name}_gb", f"{tier.name}_price", *([f"{tier.name}_speed"] if tier.bandwidth else [])]
         given = all(_origin(options, name) == "given" for name in names)
         found.append(Assumption(tier.name, value, "given" if given else "rule"))
-    return [*found, Assumption("node", f"{wanted.gpus_per_node} GPUs", _origin(options, "gpus_per_node"))]
+    return [*found, Assumption("node", f"{wanted.gpus_per_node} GPUs, paid one by one", _origin(options, "gpus_per_node"))]
 
 
 def _objective(options: argparse.Namespace, objective: Objective) -> Assumption:

@@ -16,7 +16,7 @@ _EXAMPLE = """example: 128K-token prompts, 4 of 5 with a prefix that is known, a
   headstart plan --model llama-3.1-8b --gpu h200 --gpu-price 3.80 --rate 2 --prompt-tokens 131072 --output-tokens 300 \\
       --reuse 0.8 --prefixes 40 --prefix-tokens 130000
 
-exit codes: 0 the cache pays; 1 it does not, or there is no plan; 2 wrong usage"""
+exit codes: 0 the cache pays; 1 it does not, or no number of workers keeps the objective; 2 wrong usage, or the model does not fit"""
 _DEFAULT = "(default: %(default)s)"
 DEFAULTS = {
     "model": "llama-3.1-8b",

@@ -43,7 +43,7 @@ def table(plan: Plan, assumptions: Sequence[Assumption]) -> str:
     both = zip(_NAMES, _cells(plan.without), _cells(plan.with_cache), strict=True)
     alone = tuple(cost.shown(dollars) for dollars in plan.thousand_prompts)
     lines += _aligned([("", "without cache", "with cache"), *both, (f"{cost.REQUESTS:,} prompts alone", *alone)])
-    lines += ["", *_aligned([("tier", "size", "hit share", "reads", ""), *(_tier(one) for one in plan.tiers)])]
+    lines += ["", *_aligned([("tier", "size", "hit share", "reads", "setting", ""), *(_tier(one) for one in plan.tiers)])]
     lines += ["", *_aligned([("assumed", "", "origin", ""), *((one.what, one.value, one.origin, one.why) for one in assumptions)])]
     return "\n".join(lines)
 
@@ -62,6 +62,9 @@ _NAMES = (
     "an hour: GPUs + tiers",
     "a million tokens",
 )
+
+_SETTINGS = {"dram": "cache.max_local_cpu_size", "nvme": "cache.max_local_disk_size", "redis": "cache.remote_url"}
+"""Where the size, or the place, of a tier is set."""
 
 
 def _cells(side: Side | None) -> list[str]:
@@ -90,7 +93,8 @@ def _times(found: FirstToken) -> str:
 
 def _tier(one: Chosen) -> tuple[str, ...]:
     size = f"{one.gigabytes:,.0f} GB {'in all' if one.tier.shared else 'a node'}" if one.gigabytes else "none"
-    return one.tier.name, size, f"{one.hit_share:.1%}", f"{one.busy:.0%} busy" if one.tier.bandwidth else "", one.why
+    reads = f"{one.busy:.0%} busy" if one.tier.bandwidth and one.gigabytes else ""
+    return one.tier.name, size, f"{one.hit_share:.1%}", reads, _SETTINGS[one.tier.name] if one.gigabytes else "", one.why
 
 
 def _side(side: Side | None) -> dict[str, Any] | None:
