@@ -137,7 +137,8 @@ def _prefill_need(rule: ScalingSettings, state: State, readings: tuple[tuple[flo
     load = sum(one.prefill_load for _, one in readings) / len(readings)
     woken = len(readings) > 1 and not readings[-2][1].prefill and readings[-1][1].prefill > 0
     lacking = sum(one.lacking for one in recent)
-    if not (rule.prefill_min or lacking or woken or recent[-1].backlog_seconds >= rule.backlog_seconds):
+    # Not by the backlog: without prefill workers it is one of short prompts, too, which would bring back a pool that does not compute them.
+    if not (rule.prefill_min or lacking or woken):
         return _Need(0, 0, [f"nobody lacked a prompt worth a prefill for {AVERAGE_SECONDS:g} s"])
     # One prompt keeps one worker busy, however long it is.
     by_load, by_backlog = _ceil(load / rule.prefill_busy), _ceil(min(prompts, backlog / rule.backlog_seconds))

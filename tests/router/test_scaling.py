@@ -161,8 +161,8 @@ def test_prefill_goes_to_zero_when_nobody_lacks_anything_and_comes_back_at_the_f
     assert [found.prefill.wanted for found in back[59:62]] == [0, 1, 1]
     assert any("wakes" in reason for reason in back[60].prefill.reasons)
     assert settled(lambda p, d: served, replace_rule(prefill_min=1))[-1][0] == 1
-    waits = [found for _, found in run(RULE, [*[served] * 60, replace(served, prefill=0, backlog_seconds=9.0, prompts=4.0)])]
-    assert waits[-1].prefill.wanted >= 1
+    short = replace(served, prefill=0, backlog_seconds=9.0, prompts=40.0)
+    assert {found.prefill.wanted for _, found in run(RULE, [*[served] * 60, *[short] * 60])} == {2, 1, 0}, "short prompts wait for decode workers"
 
 
 def test_a_worker_that_another_router_woke_is_not_taken_away_at_once() -> None:
