@@ -89,19 +89,20 @@ class Choice:
         return chosen
 
     def _best(self, tier: Tier, sizes: Mapping[Tier, float], spent: float, base: float) -> Chosen:
-        worth, refused = {}, ""
+        worth, refused, found, taken = {}, "", False, False
         # A tier below holds what those above it do, too: one that is no larger adds nothing.
         least = max(sizes.values(), default=0.0)
         for size in grid(tier.gigabytes_max):
             requests, served, busy = self.served({**sizes, tier: size})
+            found = found or requests.mean(requests.cached[tier.name]) > 0
+            taken = taken or requests.mean(served.taken[tier.name]) > 0
             if busy[tier.name] > _BUSY_MAX:
                 refused = f"it would have to read for {busy[tier.name]:.0%} of the time"
             elif size > least:
                 worth[size] = spent - self.dollars(requests, served) - self._prices.of(tier, size)
         most = max(worth.values(), default=0.0)
         if most <= _WORTH_MIN * base:
-            reason = refused or ("nothing is given for it" if tier.gigabytes_max <= 0 else "its hits would save no more than it costs")
-            return Chosen(tier, 0.0, 0.0, 0.0, reason)
+            return Chosen(tier, 0.0, 0.0, 0.0, refused or _why_not(tier, found, taken))
         size = min(size for size, value in worth.items() if value >= most - _ALIKE * abs(most))
         requests, served, busy = self.served({**sizes, tier: size})
         share = requests.mean(served.taken[tier.name]) / requests.mean(requests.prompt)
@@ -113,3 +114,11 @@ class Choice:
             return 0.0
         readers = 1 if tier.shared else self._prices.nodes
         return self._traffic.rate * requests.mean(requests.cached[tier.name]) * self._rates.kv_bytes_per_token / (tier.bandwidth * readers)
+
+
+def _why_not(tier: Tier, found: bool, taken: bool) -> str:
+    if tier.gigabytes_max <= 0:
+        return "nothing is given for it"
+    if not found:
+        return "nothing is asked for that it would have, and those above it have not"
+    return "its hits would save no more than it costs" if taken else "what it has is sooner computed than pulled"

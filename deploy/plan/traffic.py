@@ -18,6 +18,7 @@ from deploy.bench.trace import BLOCK_TOKENS, Arrival
 from deploy.plan.rates import Floats
 
 _STEPS = 100
+_GROUP = 100
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,7 @@ class Shared:
 
     def found_share(self, tokens: float) -> float:
         """The share of those that begin with a known prefix which find it in a cache of so many tokens."""
-        weights = np.arange(1, self.prefixes + 1, dtype=np.float64) ** -self.zipf
-        popularity = weights / weights.sum()
+        counts, popularity = popularities(self.prefixes, self.zipf)
         passing = self.output + (1 - self.reuse) * self.prompt + self.reuse * (self.prompt - self.prefix)
         if not self.reuse or tokens < self.prefix:
             return 0.0
@@ -97,14 +97,14 @@ class Shared:
             return np.asarray(-np.expm1(-self.reuse * popularity * requests), np.float64)
 
         low, high = 0.0, 1.0
-        while self.prefix * kept(high).sum() + passing * high < tokens:
+        while self.prefix * np.dot(counts, kept(high)) + passing * high < tokens:
             low, high = high, high * 2
             if high > 1e15:
                 return 1.0
         for _ in range(_STEPS):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.prefix * kept(middle).sum() + passing * middle < tokens else (low, middle)
-        return float(np.dot(popularity, kept(low)))
+            low, high = (middle, high) if self.prefix * np.dot(counts, kept(middle)) + passing * middle < tokens else (low, middle)
+        return float(np.dot(counts * popularity, kept(low)))
 
     def requests(self, tokens: Mapping[str, float]) -> Requests:
         before, shares, names = 0.0, [], list(tokens)
@@ -115,6 +115,17 @@ class Shared:
         alike = np.ones_like(share)
         cached = {name: np.where(np.arange(len(share)) == place, float(self.prefix), 0.0) for place, name in enumerate(names, 1)}
         return Requests(share, alike * self.prompt, alike * self.output, cached)
+
+
+def popularities(count: int, zipf: float) -> tuple[Floats, Floats]:
+    """How many of ``count`` things have which share of the requests, by Zipf's law: one by one at first, then in groups that grow by a hundredth."""
+    starts = [1]
+    while starts[-1] <= count:
+        starts.append(starts[-1] + max(1, starts[-1] // _GROUP if zipf else count))
+    edges = np.minimum(np.array(starts, np.float64), count + 1)
+    counts = np.diff(edges)
+    weights = ((edges[:-1] + edges[1:] - 1) / 2) ** -zipf
+    return counts, weights / np.dot(counts, weights)
 
 
 class Traced:

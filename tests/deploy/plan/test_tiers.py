@@ -38,6 +38,7 @@ def test_a_tier_with_a_price_is_smaller_or_not_there() -> None:
     free, cheap, dear = (chosen(DRAM, Tier("nvme", 2000, price, 6e9))["nvme"].gigabytes for price in (0.0, 0.001, 1.0))
     assert free > cheap > 0
     assert dear == 0
+    assert chosen(DRAM, Tier("nvme", 2000, 1.0, 6e9))["nvme"].why == "its hits would save no more than it costs"
     assert chosen(DRAM, Tier("nvme", 2000, 0.001, 6e9), nodes=8)["nvme"].gigabytes < cheap, "eight nodes pay for it eight times"
 
 
@@ -58,6 +59,8 @@ def test_a_tier_that_is_too_slow_is_not_there() -> None:
 def test_short_prefixes_are_sooner_computed() -> None:
     found = chosen(DRAM, traffic=Shared(50.0, 600, 200, 0.9, 10, 512))
     assert (found["dram"].gigabytes, found["dram"].hit_share) == (0, 0)
+    assert found["dram"].why == "what it has is sooner computed than pulled"
+    assert chosen(DRAM, traffic=Shared(1.0, 32_768, 200, 0.0, 1, 1))["dram"].why.startswith("nothing is asked for")
 
 
 def test_a_request_goes_the_way_that_it_lacks_tokens_for() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from deploy.bench.hit_ceiling import hits_lru
 from deploy.bench.trace import Arrival, ceiling
-from deploy.plan.traffic import Shared, Traced, grid
+from deploy.plan.traffic import Shared, Traced, grid, popularities
 
 
 def replayed(traffic: Shared, blocks: int, count: int = 12_000) -> float:
@@ -47,6 +47,27 @@ def test_che_knows_the_ends() -> None:
     assert traffic.found_share(math.inf) == 1
     assert Shared(1.0, 10, 1, 0.0, 100, 8).found_share(1e12) == 0
     assert 0 < traffic.found_share(200) < traffic.found_share(400) < 1
+
+
+@pytest.mark.parametrize(("count", "zipf"), [(1, 1.0), (7, 0.0), (199, 1.3), (50_000, 0.0), (50_000, 0.7), (50_000, 1.2)])
+def test_groups_are_as_popular_as_their_members(count: int, zipf: float) -> None:
+    weights = np.arange(1, count + 1, dtype=np.float64) ** -zipf
+    exact = weights / weights.sum()
+    counts, popularity = popularities(count, zipf)
+    assert counts.sum() == count
+    assert np.dot(counts, popularity) == pytest.approx(1)
+    assert popularity[0] == pytest.approx(exact[0], rel=1e-4)
+    for requests in (10, 1000, 100_000):
+        there = -np.expm1(-requests * exact)
+        grouped = -np.expm1(-requests * popularity)
+        assert np.dot(counts, grouped) == pytest.approx(there.sum(), rel=1e-3)
+        assert np.dot(counts * popularity, grouped) == pytest.approx(np.dot(exact, there), rel=1e-3)
+
+
+def test_a_billion_prefixes_take_no_longer() -> None:
+    assert len(popularities(10**9, 0.0)[0]) == 1
+    assert len(popularities(10**9, 1.0)[0]) < 2500
+    assert Shared(1.0, 10, 1, 0.7, 10**9, 8, zipf=1.0).found_share(1e9) == pytest.approx(0.8, abs=0.1)
 
 
 def test_each_tier_has_what_those_above_it_lack() -> None:
