@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deploy.plan.figures import Floats
 from deploy.plan.queueing import Queue, quantile
-from deploy.plan.rates import Floats
 
 Queues = tuple[tuple[Queue, Floats], ...]
 """Where requests wait, each with 1 for the kinds that wait there and else 0; no kind waits in two."""

@@ -9,9 +9,10 @@ import numpy as np
 
 from cachebus.errors import HeadstartError
 from deploy.plan.decode_pool import DecodeLoad, DecodePool
+from deploy.plan.figures import Floats
 from deploy.plan.first_token import FirstToken, Queues, first_token
 from deploy.plan.queueing import Queue
-from deploy.plan.rates import Floats, Rates
+from deploy.plan.rates import Rates
 from deploy.plan.service import ROUTER_SECONDS, Service
 from deploy.plan.traffic import Requests, Traffic
 

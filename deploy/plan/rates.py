@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from deploy.plan.figures import Floats
 from deploy.plan.gpus import Gpu
 from deploy.plan.shape import Shape
 from deploy.sim.profile import Profile
 
-Floats = NDArray[np.float64]
 Points = Sequence[tuple[int, float]]
 """Prompt lengths in tokens, rising, each with the seconds that were measured there."""
 

@@ -25,6 +25,8 @@ from deploy.sim.profile import read_profile
 _REQUESTS_MAX = 1 << 20
 _BYTES = {"bf16": 2, "fp8": 1}
 _GIGA = 1e9
+_ANSWER_BEYOND = 1024
+"""Tokens by which an answer may go beyond the model's length: who plans for prompts of all of it cuts them by an answer later."""
 
 
 class _Row(msgspec.Struct):
@@ -103,7 +105,7 @@ def rates_of(options: argparse.Namespace, gpu: Gpu, traffic: Shared | Traced) ->
     shape = shape_of(options.model, _BYTES[options.weights], _BYTES[options.kv])
     if shape.heads % options.tp:
         raise SettingsError(f"--tp {options.tp}: {shape.name} has {shape.heads} heads, which can't be divided by that")
-    if traffic.total_max > shape.tokens_max + 1024:
+    if traffic.total_max > shape.tokens_max + _ANSWER_BEYOND:
         raise SettingsError(f"{traffic.total_max:,} tokens of prompt and answer: {shape.name} takes {shape.tokens_max:,}")
     modelled = Modelled(shape, gpu, options.tp)
     if options.measured:

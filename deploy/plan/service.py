@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.plan.rates import Floats, Rates
+from deploy.plan.figures import Floats
+from deploy.plan.rates import Rates
 from deploy.plan.traffic import Requests
 
 ROUTER_SECONDS = 0.003

@@ -15,7 +15,7 @@ import numpy as np
 
 from deploy.bench.hit_ceiling import hits_lru
 from deploy.bench.trace import BLOCK_TOKENS, Arrival
-from deploy.plan.rates import Floats
+from deploy.plan.figures import Floats
 
 _STEPS = 100
 _GROUP = 100
