@@ -166,7 +166,7 @@ class Decoding:
         useful = self._path == COMPLETIONS or worker.takes_prompt_token_ids
         follow_ms = await route.followed.part_ms(worker) if route.followed is not None else 0
         data = decode_body(self._path, request, transfer_id, request.token_ids if useful else None, call.caller.terms, follow_ms)
-        leg = gateway.fleet.begin(worker, chosen.way.compute, time.monotonic(), route.ask.tokens)
+        leg = gateway.fleet.begin(worker, chosen.way.compute, time.monotonic(), route.ask.tokens, chosen.way.tokens)
         try:
             async with gateway.legs.decode(worker, self._path, data, call.request_id) as answer:
                 if answer.content_type == "text/event-stream":

@@ -55,25 +55,31 @@ class Leg:
 
 
 class Fleet:
-    """Legs under way by worker, in the order in which they began. ``others`` says what other routers have there."""
+    """Legs under way by worker, in the order in which they began. ``others`` says what other routers have there.
 
-    def __init__(self) -> None:
+    ``prefill_tokens_min``: from how many computed tokens on a prompt is a prefill worker's, wherever it is computed.
+    """
+
+    def __init__(self, prefill_tokens_min: int = 1) -> None:
+        self._tokens_min = prefill_tokens_min
         self.others: Callable[[], Mapping[str, WorkerLoad]] = dict
         self.in_flight: Counter[str] = Counter()
         self.health = Health()
         self._legs: dict[str, list[Leg]] = {}
-        self.begun_seconds: dict[Role, float] = {"prefill": 0.0, "decode": 0.0}
-        """Seconds of computing prompts that ever began, by role, and legs that ever ended."""
+        self.prefill_seconds = 0.0
+        """Seconds of computing long prompts that ever began, at whatever worker; of all prompts, at decode workers; and legs that ever ended."""
+        self.decode_seconds = 0.0
         self.ended: Counter[Role] = Counter()
         self._work: dict[Role, tuple[float, float]] = {}
         self._pace = _Pace()
 
-    def begin(self, worker: Worker, seconds: float, now: float, tokens: int = 0) -> Leg:
-        """A leg goes to a worker; ``tokens``: its prompt's, where they were counted."""
+    def begin(self, worker: Worker, seconds: float, now: float, tokens: int = 0, computed: int = 0) -> Leg:
+        """A leg goes to a worker; ``tokens``: its prompt's, where they were counted; ``computed``: those of them that are computed there."""
         legs = self._legs.setdefault(worker.worker, [])
         leg = Leg(worker.worker, worker.role, seconds, sum(other.first_token is not None for other in legs))
         leg.blocks = -(-tokens // worker.block_size)
-        self.begun_seconds[worker.role] += seconds
+        self.decode_seconds += seconds if worker.role == "decode" else 0.0
+        self.prefill_seconds += seconds if worker.role == "prefill" or computed >= self._tokens_min else 0.0
         legs.append(leg)
         self._give_turn(legs, now)
         self.in_flight[worker.worker] += 1

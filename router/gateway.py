@@ -52,7 +52,7 @@ class Gateway:
         self.limiter = Limiter()
         self.metrics = RouterMetrics()
         self.recent = Recent(tracing)
-        self.fleet = Fleet()
+        self.fleet = Fleet(settings.prefill_tokens_min)
         self.lengths = Lengths()
         self.remembered = Remembered()
         self.retries = RetryBudget(time.monotonic())

@@ -23,7 +23,7 @@ log = logging.getLogger("headstart.router")
 
 @dataclass(frozen=True)
 class _Own:
-    """What this router's legs ever brought, by ``at``: seconds of prefill by role, and legs that ended."""
+    """What this router's legs ever brought, by ``at``: seconds of prefill, of prompts at decode workers, and legs that ended."""
 
     at: float
     prefill_seconds: float
@@ -94,16 +94,17 @@ class Scaler:
         full = self._rule.kv_blocks_used
         computing = self._readings.look((worker.worker for worker in prefill), full)
         decoding = self._readings.look((worker.worker for worker in decode), full)
-        begun, ended = self._fleet.begun_seconds, self._fleet.ended
-        own = _Own(now, begun["prefill"], begun["decode"], ended["prefill"] + ended["decode"])
+        own = _Own(now, self._fleet.prefill_seconds, self._fleet.decode_seconds, self._fleet.ended.total())
         last, self._last = self._last or own, own
+        passed = max(1e-9, now - last.at)
         share = self._own_share(own.ended - last.ended, computing.finished + decoding.finished, now)
         reading = Reading(
             prefill=len(prefill),
             decode=len(decode),
             backlog_seconds=self._backlog(prefill or decode, share, now),
             prompts=self._fleet.prompts(prefill or decode) / share,
-            prefill_load=_load(last, own, alone=not prefill) / share,
+            prefill_load=(own.prefill_seconds - last.prefill_seconds) / passed / share,
+            decode_load=(own.decode_seconds - last.decode_seconds) / passed / share,
             lacking=self._lacking,
             places=(decoding.requests + self._around.waiting() / share) / self._around.worker_requests_max,
             kv_used=decoding.used * (1 + self._around.waiting() / share / max(1, decoding.running)),
@@ -171,12 +172,6 @@ class Scaler:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _load(last: _Own, own: _Own, *, alone: bool) -> float:
-    """Seconds of prefill that came each second; ``alone``: of what decode workers compute, as there are no others."""
-    seconds = own.prefill_seconds - last.prefill_seconds + (own.decode_seconds - last.decode_seconds if alone else 0.0)
-    return seconds / (own.at - last.at) if own.at > last.at else 0.0
 
 
 def told(sizes: Sizes, reading: Reading) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from router.scaling_settings import ScalingSettings
 AVERAGE_SECONDS, BACKLOG_SECONDS, LOAD_SECONDS = 30.0, 90.0, 180.0
 """Over how long blocks and time between tokens are averaged; what waits for prefill, which a new worker can only help where it lasts; and what comes
 of it, by fewer and larger pieces."""
+_BESIDE_MOST = 0.8
+"""What share of decode workers' time is taken to go to prompts at most."""
 _FLOOR_BELIEVED, _FLOOR_MOST = 0.8, 0.8
 """What of the time that a token takes whoever shares it is believed, since it is learnt; and what share of the limit it may be at most."""
 _MARGIN = 0.85
@@ -32,8 +34,8 @@ class Reading:
     """What is known at one moment of both pools.
 
     ``prefill``, ``decode``: workers that take requests. ``backlog_seconds``: of prefill, before all requests together, ``prompts`` of them;
-    ``prefill_load``: seconds of prefill that came each second since the reading before; ``lacking``: requests since then that lacked
-    ``router.prefill_tokens_min`` tokens.
+    ``prefill_load``: seconds of prefill that came each second since the reading before, wherever it is computed; ``decode_load``: of
+    prompts that decode workers computed; ``lacking``: requests since then that lacked ``router.prefill_tokens_min`` tokens.
     ``kv_used``: KV blocks in use or waited for, in decode workers' worth; ``inter_token_seconds``: mean, None where nothing was generated;
     ``alone_seconds``: what it would be for a stream alone, 0 where that is not known. ``places``: workers' worth of requests at once.
     """
@@ -48,6 +50,7 @@ class Reading:
     inter_token_seconds: float | None = None
     alone_seconds: float = 0.0
     places: float = 0.0
+    decode_load: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -157,14 +160,18 @@ def _decode_need(rule: ScalingSettings, readings: tuple[tuple[float, Reading], .
     used, places = (sum(values) / len(recent) for values in zip(*((one.kv_used, one.places) for one in recent), strict=True))
     # What a stream alone waits for its tokens no number of workers makes less; the rest is shared by as many as there are.
     alone = min(_FLOOR_BELIEVED * readings[-1][1].alone_seconds, _FLOOR_MOST * rule.inter_token_seconds)
-    paces = [(one.inter_token_seconds, one.decode) for one in recent if one.inter_token_seconds is not None]
+    # Nor can they what it waits for prompts beside it: those are for prefill workers, whom more decode workers would only leave with less to do.
+    waited = [one for at, one in readings if now - at < BACKLOG_SECONDS]
+    beside = min(_BESIDE_MOST, sum(one.decode_load for one in waited) / max(1, sum(one.decode for one in waited)))
+    paces = [((1 - beside) * one.inter_token_seconds, one.decode) for one in waited if one.inter_token_seconds is not None]
     pace = sum(seconds for seconds, _ in paces) / len(paces) if paces else 0.0
     shared = sum(max(0.0, seconds - alone) * workers for seconds, workers in paces) / len(paces) if paces else 0.0
     by_blocks, by_pace = _ceil(used / rule.kv_blocks_used), _ceil(shared / (rule.inter_token_seconds - alone))
     said = [
         f"KV blocks: {used:.2f} workers' worth in use or waited for, {rule.kv_blocks_used:g} of each may be: {by_blocks}",
         f"requests: {places:.2f} workers' worth at once: {_ceil(places)}",
-        f"tokens: {1e3 * pace:.1f} ms apart, {1e3 * alone:.1f} for a stream alone, {1e3 * rule.inter_token_seconds:g} they may be: {by_pace}",
+        f"tokens: {1e3 * pace:.1f} ms apart, without {beside:.2f} of the time for prompts beside them, {1e3 * alone:.1f} for a stream alone, "
+        f"{1e3 * rule.inter_token_seconds:g} they may be: {by_pace}",
     ]
     keep = max(_ceil(used / rule.kv_blocks_used / _MARGIN), _ceil(places / _MARGIN), _ceil(shared / (_MARGIN * (rule.inter_token_seconds - alone))))
     return _Need(max(by_blocks, by_pace, _ceil(places)), keep, said)

@@ -84,12 +84,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def rule_of(options: argparse.Namespace) -> ScalingSettings:
-    """The rule: as much may wait for each worker as a first token may take, and tokens may come as slowly as the goal allows."""
+    """The rule: half of a first token's time may be waiting, and tokens may come as slowly as the goal allows."""
     rule = ScalingSettings(
         prefill_min=0,
         prefill_max=options.prefill_max,
         decode_max=options.decode_max,
-        backlog_seconds=options.ttft,
+        prefill_busy=options.busy,
+        backlog_seconds=options.ttft / 2,
         inter_token_seconds=options.itl,
     )
     for key, wrong in rule.problems():

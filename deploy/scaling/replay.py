@@ -1,7 +1,7 @@
 """A day's arrivals on two pools in simulated time: fixed ones, or scaled as the router's own rule says.
 
-Fleet, readings and rule are the router's; the choice of a worker is a simple one (the least backlog, the fewest requests), and a decode leg begins
-when its prefill leg has ended. A new worker takes requests after ``start_seconds``; one that is to go takes no new ones and ends what it has.
+Fleet, costs, readings and rule are the router's own; rates are known instead of learnt, HBM is not looked at, and a decode leg begins when its
+prefill leg has ended. A new worker takes requests after ``start_seconds``; one that is to go takes no new ones and ends what it has.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from cachebus.keys import chunk_keys, root_key
 from cachebus.messages import Worker
 from cachebus.wire import Role
 from deploy.bench.trace import Arrival
+from deploy.scaling.routing import CostRouter, rates_of
 from deploy.scaling.store import Store
 from deploy.scaling.worker import BLOCK_TOKENS, GRAIN, Events, SimulatedWorker, coarse
 from deploy.sim.profile import Profile
+from router.costs import Prompt, Way
 from router.fleet import Fleet, Leg
 from router.metrics import RouterMetrics
 from router.scaler import Scaler, Surroundings
@@ -79,9 +81,9 @@ class _Slot:
 
     worker: SimulatedWorker
     since: float
+    known: Worker
     ready: bool = False
     draining: bool = False
-    known: Worker | None = None
 
 
 @dataclass(eq=False)
@@ -99,7 +101,8 @@ class Replay:
     def __init__(self, plant: Plant, goal: Goal, sizes: tuple[int, int], rule: ScalingSettings | None, *, gives_up: bool = False) -> None:
         self._plant, self._goal, self._rule, self._gives_up = plant, goal, rule, gives_up
         self._profile = coarse(plant.profile)
-        self._events, self._fleet = Events(), Fleet()
+        self._events, self._fleet = Events(), Fleet(plant.prefill_tokens_min // GRAIN)
+        self._router = CostRouter(self._fleet, rates_of(self._profile))
         self._store = Store(plant.store_tokens // BLOCK_TOKENS)
         self._slots: dict[Role, list[_Slot]] = {role: [] for role in ROLES}
         self._leaving: list[tuple[Role, _Slot]] = []
@@ -154,35 +157,39 @@ class Replay:
     def _arrive(self, one: Arrival) -> None:
         request_id, self._number = str(self._number), self._number + 1
         tokens = _tokens(one)
-        size = self._profile.block_size
-        names = chunk_keys(root_key(b"", ""), tokens, size)
-        known = self._store.known(names[: (len(tokens) - 1) // size]) * size
+        names = chunk_keys(root_key(b"", ""), tokens, self._profile.block_size)
         alone = self._profile.step_seconds([(0, len(tokens))], [])
         self._requests[request_id] = _Request(one, names, alone)
-        missing = (len(tokens) - known) * GRAIN
+        way = self._router.way(self._prompt(request_id), self._known("prefill"), self._known("decode"), self._events.now)
         if self._scaler is not None:
-            self._scaler.prepared(missing)
-        able = self._able("prefill")
-        if not able or missing < self._plant.prefill_tokens_min:
-            self._decode(request_id)
-            return
-        slot = min(able, key=lambda slot: (self._fleet.load(slot.worker.name, self._events.now).backlog, self._fleet.requests(slot.worker.name)))
-        self._send(slot, request_id, tokens, 1)
+            self._scaler.prepared(way.tokens * GRAIN)
+        if way.prefill:
+            self._send("prefill", way, request_id, 1)
+        else:
+            self._send("decode", way, request_id, 1 + _later_tokens(one))
 
-    def _send(self, slot: _Slot, request_id: str, tokens: list[int], answer: int) -> None:
+    def _prompt(self, request_id: str) -> Prompt:
         request, size = self._requests[request_id], self._profile.block_size
-        known = self._store.known(request.names[: (len(tokens) - 1) // size]) * size
-        known = len(tokens) - 1 if request_id in self._store.handed_over else known
-        seconds = self._profile.step_seconds([(known, len(tokens) - known)], [])
-        assert slot.known is not None
-        request.leg = self._fleet.begin(slot.known, seconds, self._events.now, len(tokens))
+        tokens = -(-request.arrival.input_tokens // GRAIN)
+        known = self._store.known(request.names[: (tokens - 1) // size])
+        prompt = Prompt(tokens, size, size * self._profile.kv_bytes_per_token, ["dram"] * known)
+        return prompt.as_if_stored(tokens // size) if request_id in self._store.handed_over else prompt
+
+    def _send(self, role: Role, way: Way, request_id: str, answer: int) -> None:
+        request = self._requests[request_id]
+        name = way.prefill if role == "prefill" else way.decode
+        (slot,) = [slot for slot in self._slots[role] if slot.worker.name == name]
+        tokens = _tokens(request.arrival)
+        request.leg = self._fleet.begin(slot.known, way.compute, self._events.now, len(tokens), way.tokens)
         slot.worker.add(request_id, tokens, answer, list(request.names))
 
     def _decode(self, request_id: str) -> None:
-        one = self._requests[request_id].arrival
-        slot = min(self._able("decode"), key=lambda slot: self._fleet.requests(slot.worker.name))
+        way = self._router.way(self._prompt(request_id), [], self._known("decode"), self._events.now)
         # The first token comes with the prompt, each of the others stands for GRAIN.
-        self._send(slot, request_id, _tokens(one), 1 + _later_tokens(one))
+        self._send("decode", way, request_id, 1 + _later_tokens(self._requests[request_id].arrival))
+
+    def _known(self, role: Role) -> list[Worker]:
+        return [slot.known for slot in self._able(role)]
 
     def _able(self, role: Role) -> list[_Slot]:
         return [slot for slot in self._slots[role] if slot.ready]
@@ -221,7 +228,7 @@ class Replay:
         outcome.broken = self._gives_up and outcome.requests - outcome.met > self._allowed
 
     def _workers(self) -> list[Worker]:
-        return [slot.known for role in ROLES for slot in self._slots[role] if slot.ready and slot.known is not None]
+        return [*self._known("prefill"), *self._known("decode")]
 
     def _decide(self) -> None:
         assert self._scaler is not None
@@ -269,7 +276,7 @@ class Replay:
         worker = SimulatedWorker(role, f"{role}-{self._number}", self._profile, self._store, self._events)
         worker.first = lambda request_id: self._first(role, request_id)
         worker.ended = lambda request_id: self._ended(role, request_id)
-        slot = _Slot(worker, self._events.now, known=worker.registered(draining=False))
+        slot = _Slot(worker, self._events.now, worker.registered())
 
         def ready() -> None:
             slot.ready = not slot.draining

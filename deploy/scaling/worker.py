@@ -87,10 +87,10 @@ class SimulatedWorker:
         self._token_at: dict[str, float] = {}
         self._computing = False
 
-    def registered(self, *, draining: bool) -> Worker:
+    def registered(self) -> Worker:
         """As routers know it."""
         size = self._profile.block_size
-        return Worker(self.name, self.role, "", self._profile.model, b"", size, size, self._profile.max_model_len, True, draining)
+        return Worker(self.name, self.role, "", self._profile.model, b"", size, size, self._profile.max_model_len, True)
 
     @property
     def idle(self) -> bool:

@@ -103,11 +103,11 @@ def test_what_one_more_costs_a_batch_is_learnt_from_answers() -> None:
 
 
 def test_what_was_begun_and_ended_is_counted_and_who_waits_says_what_it_takes() -> None:
-    fleet, prefill, decode = Fleet(), worker("p", "prefill"), worker("d")
+    fleet, prefill, decode = Fleet(prefill_tokens_min=300), worker("p", "prefill"), worker("d")
     assert fleet.blocks_wanted() == 0
     fleet.begin(prefill, 2.0, 0.0, 1000)
-    small, large = fleet.begin(decode, 0.5, 0.0, 100), fleet.begin(decode, 0.5, 0.0, 321)
-    assert fleet.begun_seconds == {"prefill": 2.0, "decode": 1.0}
+    small, large = fleet.begin(decode, 0.5, 0.0, 100, 100), fleet.begin(decode, 0.5, 0.0, 321, 321)
+    assert fleet.prefill_seconds == 2.5, "a long prompt is a prefill worker's, also where a decode worker computes it"
     assert fleet.blocks_wanted() == 21, "of those at decode workers"
     fleet.token(large, 1.0)
     assert fleet.blocks_wanted() == 7

@@ -40,6 +40,7 @@ readings = st.builds(
     inter_token_seconds=st.none() | st.floats(0, 0.5),
     alone_seconds=st.floats(0, 0.1),
     places=st.floats(0, 40),
+    decode_load=st.floats(0, 20),
 )
 
 
@@ -130,6 +131,16 @@ def test_what_a_stream_alone_waits_wants_no_workers() -> None:
 
     assert settled(reading, start=(1, 2))[-1] == (1, 2)
     assert settled(lambda p, d: replace(reading(p, d), alone_seconds=0.03), start=(1, 2))[-1] == (1, 1)
+
+
+def test_tokens_that_wait_for_prompts_want_no_decode_workers() -> None:
+    """Half of the time goes to prompts: 60 ms apart are 30 for the streams alone, which two workers keep, and prefill gets what the prompts take."""
+
+    def reading(prefill: int, decode: int) -> Reading:
+        return Reading(prefill, decode, prefill_load=1.0, lacking=1, inter_token_seconds=0.12 / decode, decode_load=0.5 * decode)
+
+    assert settled(reading, start=(1, 2))[-1] == (2, 2)
+    assert settled(lambda p, d: replace(reading(p, d), decode_load=0.0), start=(1, 2))[-1][1] == 3
 
 
 def test_a_pool_grows_at_once_and_shrinks_late_and_by_steps() -> None:
