@@ -11,6 +11,7 @@ import pytest
 from cachebus.errors import HeadstartError, SettingsError
 from cachebus.lanes import Digesting
 from cachebus.redis import Remote
+from cachebus.settings import CacheSettings
 from deploy.bench import tier_goals, tier_lanes, tier_limits, tier_lmcache, tier_nodes, tiers, zeromq_stream
 from deploy.bench.report import Row
 from deploy.bench.tier_values import GET, PUT, Load, Subject
@@ -134,7 +135,7 @@ def test_a_node_pulls_from_another_again_and_again(keys: bool) -> None:
 )
 def test_the_bare_stream(system: str, case: str) -> None:
     streams = [subject for subject in tier_limits.zeromq_streams(SMALL) if (subject.system, subject.case) == (system, case)]
-    assert [subject.concurrency for subject in streams] == [{GET: 1}, {GET: 4}]
+    assert [subject.concurrency for subject in streams] == [{GET: 1}, {GET: CacheSettings().peer_streams}]
     assert all(subject.measure()[GET] > 0 for subject in streams)
 
 
