@@ -41,7 +41,8 @@ class Bus:
     def start(self) -> None:
         region = Region.make_or_adopt(self.run_dir / "region", REGION_BYTES, may_replace=True)
         self.daemon = Daemon(self.run_dir, region, self.digest_key, BusMetrics(), self.cache, self.security)
-        self._thread = threading.Thread(target=self.daemon.run)
+        # A test that fails may leave it running: the tests end all the same.
+        self._thread = threading.Thread(target=self.daemon.run, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:

@@ -57,7 +57,7 @@ def test_a_cachebus_is_ready_once_it_goes_round(tmp_path: Path, monkeypatch: pyt
     assert get(port, "/ready") == (503, "the cachebus starts\n")
     region = Region.make_or_adopt(tmp_path / "region", 8 << 20, may_replace=True)
     daemon = Daemon(tmp_path, region, b"k" * 32, metrics, CacheSettings())
-    thread = threading.Thread(target=daemon.run)
+    thread = threading.Thread(target=daemon.run, daemon=True)
     thread.start()
     wait_for(lambda: get(port, "/ready")[0] == 200)
     assert "headstart_tier_capacity_bytes" in get(port, "/metrics")[1]
