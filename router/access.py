@@ -12,7 +12,7 @@ from router.callers import Caller, put, terms_of
 from router.door import PRIORITY_HEADER, urgency_of
 from router.errors import ApiError
 from router.limits import Limiter, Meter
-from router.usage import EVENT_END, counted
+from router.usage import counted, events_in
 
 OPEN_PATHS = ("/health", "/ready")
 _BEARER = b"bearer "
@@ -90,7 +90,7 @@ def _metered(send: Send, meter: Meter) -> Send:
                 exact = True
                 meter.generated_is(used[1])
         elif message.get("more_body") and not exact:
-            meter.generated_is(meter.generated + body.count(EVENT_END))
+            meter.generated_is(meter.generated + events_in(body))
         await send(message)
 
     return counting

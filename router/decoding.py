@@ -28,7 +28,7 @@ from router.reports import arrived
 from router.resume import next_leg, transcript_for, with_ids
 from router.timeline import first_token
 from router.transcript import Diverged, EngineFailed, Transcript
-from router.usage import EVENT_END, EventPatcher, is_engine_failure, patch_json
+from router.usage import EventPatcher, events_in, is_engine_failure, patch_json
 
 log = logging.getLogger("headstart.router")
 
@@ -80,7 +80,7 @@ class Call:
 
     async def pass_on(self, data: bytes, *, more: bool = True) -> None:
         """Sends a piece of the body."""
-        self.events += data.count(EVENT_END)
+        self.events += events_in(data)
         if data or not more:
             await self.send({"type": "http.response.body", "body": data, "more_body": more})
 
@@ -200,7 +200,7 @@ class Decoding:
         patcher, transcript, heard = EventPatcher(call.cached), call.transcript, self._gateway.fleet.health.heard
         while piece:
             heard[leg.worker] = time.monotonic()
-            leg.tokens += piece.count(EVENT_END)
+            leg.tokens += events_in(piece)
             await call.pass_on(patcher.feed(piece if transcript is None else transcript.feed(piece)))
             piece = await answer.content.readany()
         if transcript is not None and not transcript.done:
@@ -255,12 +255,14 @@ async def _beginning(worker: str, answer: aiohttp.ClientResponse, ahead: int) ->
 
     vLLM has answered 200 by the time it finds its engine dead; nothing has reached the client yet, so another worker can take over.
     """
-    first = b""
-    while first.count(EVENT_END) <= ahead:
-        piece = await answer.content.readany()
-        if not piece:
-            break
-        first += piece
+    pieces: list[bytes] = []
+    events, before = 0, b""
+    while events <= ahead and (piece := await answer.content.readany()):
+        pieces.append(piece)
+        # An event's end may be cut in two.
+        events += events_in(before + piece if before else piece)
+        before = b"\n" if piece.endswith(b"\n") and not piece.endswith(b"\n\n") else b""
+    first = b"".join(pieces)
     if not first:
         raise LegFailed(f"{worker} ended its answer before it began")
     if is_engine_failure(first):

@@ -48,6 +48,8 @@ def serve(settings: RouterSettings, run_dir: Path, tenants_file: str = "", scali
             ws="none",
             access_log=False,
             server_header=False,
+            # Nothing here asks who a client is by its address.
+            proxy_headers=False,
             timeout_graceful_shutdown=settings.drain_seconds_max,
         )
         host, port = listeners[0].getsockname()[:2]

@@ -153,10 +153,13 @@ class Transcript(LateReader):
         whole, end = self._whole(piece)
         if not end:
             return b""
-        if self._again or _FAILS in whole or _SAYS_NOTHING in whole:
+        if self._again:
             return self._now(whole)
-        self.done = self.done or whole.startswith(_DONE) or EVENT_END + _DONE in whole
+        # First of all, since every other search would go through a prompt's ids, too.
         kept = self._without_prompt(whole)
+        if _FAILS in kept or _SAYS_NOTHING in kept:
+            return self._now(whole if self._ids_wanted else kept)
+        self.done = self.done or kept.startswith(_DONE) or EVENT_END + _DONE in kept
         self._later(kept)
         if not self._ids_wanted:
             # Two searches for fixed bytes take a third of the expression's time, and mostly there is one event.

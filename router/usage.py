@@ -16,6 +16,7 @@ _PARTS = ("cache_read_input_tokens", "cache_creation_input_tokens")
 """What Anthropic's input_tokens leaves out of a prompt."""
 _COUNTS = re.compile(rb'"(prompt_tokens|completion_tokens|input_tokens|output_tokens|cache_(?:read|creation)_input_tokens|total_tokens)":(\d{1,12})')
 
+_ERROR_BYTES_MAX = 64 << 10
 _SERVER_ERRORS_FROM = 500
 _SERVER_ERRORS = ("internal_error", "api_error", "overloaded_error", "timeout_error")
 
@@ -78,6 +79,12 @@ class EventPatcher:
         return head + msgspec.json.encode(chunk)
 
 
+def events_in(piece: bytes) -> int:
+    """How many events end in a piece. Counted from its first line break on: an event with a prompt's ids is one line of 600 KB."""
+    start = piece.find(b"\n")
+    return piece.count(EVENT_END, start) if start >= 0 else 0
+
+
 def parted(event: bytes) -> tuple[bytes, bytes]:
     """An event's beginning, its name included where it has one, and its data; no data where it is of another kind."""
     start = event.index(b"\n") + 1 if event.startswith(_EVENT) and b"\n" in event else 0
@@ -103,8 +110,12 @@ def counted(body: bytes) -> tuple[int, int] | None:
 
 def is_engine_failure(events: bytes) -> bool:
     """Whether a stream's first event is an error that is the engine's own fault (code 5xx), not the request's."""
+    end = events.find(EVENT_END, 0, _ERROR_BYTES_MAX)
+    if end < 0 and len(events) > _ERROR_BYTES_MAX:
+        # An event with a prompt's ids is so long, no error is.
+        return False
     try:
-        error = msgspec.json.decode(parted(events.partition(EVENT_END)[0])[1], type=_ErrorEvent).error
+        error = msgspec.json.decode(parted(events[:end] if end >= 0 else events)[1], type=_ErrorEvent).error
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
     if error is None:
