@@ -11,7 +11,7 @@ from router.settings import RouterSettings
 def check_body(settings: RouterSettings, raw: bytes, body: dict[str, Any]) -> None:
     """Raises ApiError (400) where ``body``, decoded from ``raw``, is nested too deep or asks for too many answers."""
     # What has few brackets can't be deep, so that most bodies are not walked through.
-    if raw.count(b"[") + raw.count(b"{") > settings.json_depth_max and _is_deeper(body, settings.json_depth_max):
+    if _has_brackets(raw, settings.json_depth_max + 1) and _is_deeper(body, settings.json_depth_max):
         text = f"the request's JSON is nested deeper than the {settings.json_depth_max} levels that router.json_depth_max allows"
         raise ApiError(400, text, code="json_too_deep")
     answers = max(_count(body.get("n")), _count(body.get("best_of"))) * _prompts(body.get("prompt"))
@@ -25,6 +25,16 @@ def check_prompt(settings: RouterSettings, tokens: int) -> None:
     if settings.prompt_tokens_max and tokens > settings.prompt_tokens_max:
         text = f"the prompt has {tokens} tokens, and router.prompt_tokens_max allows {settings.prompt_tokens_max}"
         raise ApiError(400, text, code="context_length_exceeded", param="prompt")
+
+
+def _has_brackets(raw: bytes, least: int) -> bool:
+    """Whether there are so many that open. Searched for one by one: counting goes through every byte at a tenth of that speed, and to the end."""
+    found = 0
+    for bracket in (b"[", b"{"):
+        place = -1
+        while found < least and (place := raw.find(bracket, place + 1)) >= 0:
+            found += 1
+    return found >= least
 
 
 def _count(given: Any) -> int:
