@@ -47,11 +47,14 @@ class Learnt:
     def __init__(self) -> None:
         self._reported: dict[str, Report] = {}
         self._models: dict[str, str] = {}
+        self._rates: dict[tuple[str, str], Rates] = {}
 
     def take(self, report: Report, model: str) -> None:
         """A worker that serves ``model`` has reported."""
         # Put last again: who reported last speaks for those that know nothing.
-        self._reported.pop(report.worker, None)
+        before = self._reported.pop(report.worker, None)
+        if before is None or _learnt(before) != _learnt(report) or self._models.get(report.worker) != model:
+            self._rates.clear()
         self._reported[report.worker] = report
         self._models[report.worker] = model
 
@@ -59,9 +62,16 @@ class Learnt:
         """The worker is gone."""
         self._reported.pop(worker, None)
         self._models.pop(worker, None)
+        self._rates.clear()
 
     def rates(self, worker: Worker) -> Rates:
-        """What is known of a worker."""
+        """What is known of a worker. Every way of every request asks, and reports seldom bring anything new."""
+        of = worker.worker, worker.model
+        if of not in self._rates:
+            self._rates[of] = self._known(worker)
+        return self._rates[of]
+
+    def _known(self, worker: Worker) -> Rates:
         others = [report for name, report in reversed(self._reported.items()) if self._models[name] == worker.model and name != worker.worker]
         own = self._reported.get(worker.worker)
         known = [*([own] if own else []), *others]
@@ -74,6 +84,10 @@ class Learnt:
         if computing is None:
             return Rates(byte_seconds=byte_seconds)
         return Rates(computing.token_seconds, computing.attended_seconds, byte_seconds)
+
+
+def _learnt(report: Report) -> tuple[float, float, Mapping[Tier, float], int]:
+    return report.token_seconds, report.attended_seconds, report.byte_seconds, report.longest_tokens
 
 
 @dataclass(frozen=True)
