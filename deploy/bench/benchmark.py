@@ -70,6 +70,8 @@ def benchmark(settings: Settings, options: argparse.Namespace, names: Sequence[s
                     say(f"{name}: {len(started)} engines, {started[0].capacity.kv_tokens} tokens of KV each in their own memory")
                     warm_up(started, settings)
                     measure(name, started, results)
+                    # Before it is ended, which takes long where it holds much memory: what is cut off then was measured.
+                    _written(results, options)
             except HeadstartError as error:
                 # The other systems' figures are worth having all the same.
                 failures += 1
@@ -79,12 +81,18 @@ def benchmark(settings: Settings, options: argparse.Namespace, names: Sequence[s
 
 def finish(results: Results, options: argparse.Namespace, tables: Iterable[str]) -> None:
     """Writes and prints what was measured."""
+    result = _written(results, options)
+    print(json.dumps(result) if options.json else "\n\n".join(tables))
+
+
+def _written(results: Results, options: argparse.Namespace) -> dict[str, Any]:
+    """The document of what was measured so far, in ``options.output`` too, where that is given."""
     bench = results.bench
     arguments = sys.argv[sys.argv.index(bench) + 1 :] if bench in sys.argv else []
     result = report.document(results.rows, ["headstart", "bench", bench, *arguments], gpus())
     if options.output:
         report.write(options.output, result)
-    print(json.dumps(result) if options.json else "\n\n".join(tables))
+    return result
 
 
 def warm_up(started: Sequence[StreamingEngine], settings: Settings) -> None:
