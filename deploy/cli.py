@@ -131,6 +131,10 @@ def _bench(options: argparse.Namespace, settings: Settings) -> int:
         from deploy.bench import scaling
 
         return scaling.run(options)
+    if options.bench == "index":
+        from deploy.bench import index
+
+        return index.run(options)
     if options.bench == "tiers":
         from deploy.bench import tiers
 

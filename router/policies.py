@@ -150,7 +150,7 @@ class ByCost:
         self._replica, self._fleet, self._learnt = replica, fleet, learnt
         self._turns = Turns()
         self._leg_seconds = _LEG_SECONDS_ASSUMED
-        self._last: tuple[Ask, tuple[int, int], Prompt] | None = None
+        self._last: tuple[Ask, int, Prompt] | None = None
 
     def ways(self, ask: Ask, now: float) -> list[Way]:
         return self._ways(ask, self._prompt(ask), now)
@@ -190,10 +190,10 @@ class ByCost:
 
     def _prompt(self, ask: Ask) -> Prompt:
         """Where the prompt's chunks are: looked up once where a worker is chosen right after the way and nothing was heard in between."""
-        if self._last is not None and self._last[0] is ask and self._last[1] == self._replica.position:
+        if self._last is not None and self._last[0] is ask and self._last[1] == self._replica.version:
             return self._last[2]
         prompt = self._looked_up(ask)
-        self._last = ask, self._replica.position, prompt
+        self._last = ask, self._replica.version, prompt
         return prompt
 
     def _looked_up(self, ask: Ask) -> Prompt:

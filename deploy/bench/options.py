@@ -17,6 +17,7 @@ def add_to(benches: Any, common: argparse.ArgumentParser, parents: list[argparse
     for add in (_add_chat, _add_reuse, _add_trace, _add_decode, _add_handover):
         add(benches, [common, *parents])
     _add_scaling(benches, [common, parents[-1]])
+    _add_index(benches, [common, parents[-1]])
     plot = benches.add_parser("plot", parents=[common], help="draw what the benchmarks' JSON files hold")
     plot.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what --output wrote")
     plot.add_argument("--folder", type=Path, default=Path("."), metavar="DIR", help=f"where the figures go {_DEFAULT}")
@@ -58,6 +59,15 @@ def _add_trace(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
     _number(trace, "--answer-tokens-max", 512, "tokens of the longest answer")
     trace.add_argument("--drain-seconds", type=float, default=60.0, help=f"how long answers are waited for after the last arrival {_DEFAULT}")
     _engines(trace, f"{goals.PLAIN},{_RIVALS}", 16)
+
+
+def _add_index(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
+    index = benches.add_parser("index", parents=parents, help="chunks that a router looks up in a second, on one core, in a full index")
+    _number(index, "--chunks", 1_000_000, "in the index")
+    _number(index, "--prompt-chunks", 512, "of a prompt")
+    _number(index, "--workers", 8, "in whose HBM a hundredth of the chunks lies")
+    _number(index, "--runs", 5, "measurements of each figure")
+    index.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
 
 
 def _add_scaling(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
