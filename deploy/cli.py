@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=options.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
     try:
-        settings = read_settings(options.config, options.set, os.environ)
+        given = [*options.set, f"router.processes={options.workers}"] if options.command == "router" and options.workers is not None else options.set
+        settings = read_settings(options.config, given, os.environ)
         if getattr(options, "model", None):
             settings = msgspec.structs.replace(settings, model=msgspec.structs.replace(settings.model, name=options.model))
         return _run(options, settings)
@@ -198,6 +199,8 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(role, parents=parents, help=text)
         if role in ("prefill", "decode"):
             command.add_argument("--name", help="the worker's name, unique in its node (default: role, host and process)")
+        if role == "router":
+            command.add_argument("--workers", type=int, metavar="N", help="processes that share the port: the same as --set router.processes=N")
     _add_sim(commands, [common])
     cache_options.add_to(commands, [common, as_json])
     _add_keys(commands, [common, as_json])

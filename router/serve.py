@@ -6,12 +6,14 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from msgspec import structs
+from starlette.applications import Starlette
 
 from cachebus.errors import HeadstartError
 from cachebus.security import is_loopback
@@ -20,6 +22,7 @@ from cachebus.watch import Watch
 from router.app import make_app
 from router.connections import protocol
 from router.gateway import BUS_SECONDS_MAX
+from router.processes import serve_together
 from router.recent import Tracing
 from router.scaling_settings import ScalingSettings
 from router.settings import RouterSettings
@@ -34,15 +37,31 @@ def serve(settings: RouterSettings, run_dir: Path, tenants_file: str = "", scali
     if not is_loopback(settings.admin_host) and settings.admin_port and not tenants_file:
         place = f"router.admin_host: {settings.admin_host} can be reached from other machines"
         raise HeadstartError(f"{place}, and there are no keys: set security.tenants_file")
-    listeners = [_listen("router.port", settings.host, settings.port)]
+    if tenants_file:
+        read_tenants(Path(tenants_file))
+    listener = _listen("router.port", settings.host, settings.port)
+
+    def serve_as(number: int, said: Callable[[], None]) -> int:
+        own = structs.replace(settings, admin_port=settings.admin_port + number if settings.admin_port else 0)
+        return _serve(own, listener, lambda: make_app(own, run_dir, tenants_file, _tracing(own), scaling), run_dir, said)
+
+    try:
+        if settings.processes == 1:
+            return serve_as(0, lambda: None)
+        return serve_together(settings.processes, serve_as, settings.drain_seconds_max)
+    finally:
+        listener.close()
+
+
+def _serve(settings: RouterSettings, listener: socket.socket, app: Callable[[], Starlette], run_dir: Path, said: Callable[[], None]) -> int:
+    """One process; ``said`` is called once it serves."""
+    listeners = [listener]
     try:
         if settings.admin_port:
             listeners.append(_listen("router.admin_port", settings.admin_host, settings.admin_port))
-        if tenants_file:
-            read_tenants(Path(tenants_file))
         asyncio.run(_reach_bus(run_dir))
         config = uvicorn.Config(
-            make_app(settings, run_dir, tenants_file, _tracing(settings), scaling),
+            app(),
             log_config=None,
             http=protocol(settings),
             ws="none",
@@ -52,18 +71,31 @@ def serve(settings: RouterSettings, run_dir: Path, tenants_file: str = "", scali
             proxy_headers=False,
             timeout_graceful_shutdown=settings.drain_seconds_max,
         )
-        host, port = listeners[0].getsockname()[:2]
+        host, port = listener.getsockname()[:2]
         log.info("router ready at http://%s:%d/v1", host, port)
-        server = uvicorn.Server(config)
+        server = _Server(config, said)
         with _stopping(server):
             server.run(sockets=listeners)
         if not server.started:
             raise HeadstartError("the router did not start: its log says why")
     finally:
-        for listener in listeners:
-            listener.close()
+        for one in listeners[1:]:
+            one.close()
     log.info("router stopped")
     return 0
+
+
+class _Server(uvicorn.Server):
+    """Says when it has started."""
+
+    def __init__(self, config: uvicorn.Config, said: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._said = said
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started:
+            self._said()
 
 
 def _tracing(settings: RouterSettings) -> Tracing | None:

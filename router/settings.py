@@ -8,8 +8,10 @@ from cachebus.settings_file import Problem, Section, negative, ports
 
 _AT_LEAST_ONE = (
     *("prefill_tokens_min", "requests_max", "connect_seconds_max", "body_bytes_max", "body_seconds_max"),
+    "processes",
     *("header_bytes_max", "header_seconds_max", "json_depth_max", "n_max", "worker_requests_max", "request_seconds_max"),
 )
+_PORT_MAX = 65535
 
 
 class RouterSettings(Section, frozen=True):
@@ -19,6 +21,8 @@ class RouterSettings(Section, frozen=True):
     """Address that the OpenAI endpoint binds"""
     port: int = 8000
     """Its port; 0: a free one"""
+    processes: int = 1
+    """Processes that share the port, each a router of its own, with its metrics at a port of its own: admin_port, admin_port + 1 and so on"""
     prefill_tokens_min: int = 1024
     """A prompt that lacks at least this many tokens goes through prefill where the policy goes by rule; one that has fewer is not even looked up"""
     policy: Literal["cost", "prefix_affinity", "least_loaded", "round_robin"] = "cost"
@@ -72,8 +76,13 @@ class RouterSettings(Section, frozen=True):
         found += ports(self, "port", "admin_port")
         if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
             found.append(("otlp_endpoint", f"{self.otlp_endpoint!r} is no address; give http://HOST:PORT or https://HOST:PORT"))
-        if self.admin_port and self.admin_port == self.port:
-            found.append(("admin_port", f"{self.admin_port} is router.port, too: give another"))
+        admin_ports = range(self.admin_port, self.admin_port + self.processes)
+        if self.admin_port and self.port in admin_ports:
+            found.append(("admin_port", f"{self.port} is router.port, too: give another"))
+        if self.processes > 1 and not self.admin_port:
+            found.append(("processes", f"{self.processes} processes have metrics of their own each: give admin_port, the first of as many ports"))
+        if self.admin_port <= _PORT_MAX < self.admin_port + self.processes - 1:
+            found.append(("admin_port", f"{self.admin_port} leaves no ports for {self.processes} processes: give a smaller one"))
         for key in _AT_LEAST_ONE:
             if getattr(self, key) < 1:
                 found.append((key, f"{getattr(self, key)} is too small; give at least 1"))
