@@ -36,7 +36,7 @@ def serve_together(count: int, serve: Serve, drain_seconds: float) -> int:
     The first one serves before others are begun, so that what keeps a router from starting is said once.
     """
     family = _Family(count, drain_seconds)
-    with _caught(family.end):
+    with asked_to_end(family.end):
         while (number := family.next_number()) is not None:
             if family.fork(number):
                 break
@@ -44,8 +44,8 @@ def serve_together(count: int, serve: Serve, drain_seconds: float) -> int:
 
 
 @contextmanager
-def _caught(end: Callable[[], None]) -> Iterator[None]:
-    """What asks this process to end asks its children."""
+def asked_to_end(end: Callable[[], None]) -> Iterator[None]:
+    """Has SIGTERM and SIGINT call ``end`` and do nothing else."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         end()

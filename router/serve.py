@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import uvicorn
 from msgspec import structs
@@ -22,7 +19,7 @@ from cachebus.watch import Watch
 from router.app import make_app
 from router.connections import protocol
 from router.gateway import BUS_SECONDS_MAX
-from router.processes import serve_together
+from router.processes import asked_to_end, serve_together
 from router.recent import Tracing
 from router.scaling_settings import ScalingSettings
 from router.settings import RouterSettings
@@ -74,7 +71,8 @@ def _serve(settings: RouterSettings, listener: socket.socket, app: Callable[[], 
         host, port = listener.getsockname()[:2]
         log.info("router ready at http://%s:%d/v1", host, port)
         server = _Server(config, said)
-        with _stopping(server):
+        # Uvicorn raises the signals that it heard again once it has stopped, and by default they would then kill this process.
+        with asked_to_end(server.stop):
             server.run(sockets=listeners)
         if not server.started:
             raise HeadstartError("the router did not start: its log says why")
@@ -86,7 +84,7 @@ def _serve(settings: RouterSettings, listener: socket.socket, app: Callable[[], 
 
 
 class _Server(uvicorn.Server):
-    """Says when it has started."""
+    """``said`` is called when it has started."""
 
     def __init__(self, config: uvicorn.Config, said: Callable[[], None]) -> None:
         super().__init__(config)
@@ -96,6 +94,10 @@ class _Server(uvicorn.Server):
         await super().startup(sockets=sockets)
         if self.started:
             self._said()
+
+    def stop(self) -> None:
+        """Has it end."""
+        self.should_exit = True
 
 
 def _tracing(settings: RouterSettings) -> Tracing | None:
@@ -107,24 +109,6 @@ def _tracing(settings: RouterSettings) -> Tracing | None:
     except ImportError as error:
         raise HeadstartError(f"router.otlp_endpoint: {error}; install headstart with its extra `otel`") from error
     return OtlpTracing(settings.otlp_endpoint)
-
-
-@contextmanager
-def _stopping(server: uvicorn.Server) -> Iterator[None]:
-    """Makes a stop by signal end in an exit code.
-
-    Uvicorn raises the signals that it heard again once it has stopped, and by default they would then kill this process.
-    """
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        server.should_exit = True
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 async def _reach_bus(run_dir: Path) -> None:
