@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_a_share_is_the_files_also_when_that_changes(tmp_path: Path, monkeypatch
         assert store(bus, small, 0, 5) == 2
         assert store(bus, free, 100, 4) == 6
         path.write_text("small:\n  cache_share_max: 0.45\nfree:\n  keys: []\n")
-        numbers = iter(range(10, 100))
+        numbers = itertools.count(1000)
         wait_for(lambda: store(bus, small, next(numbers), 1) == 7)
         assert store(bus, small, 200, 4) == 7
     finally:
