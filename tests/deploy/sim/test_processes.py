@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sim_cluster import SimCluster, post, right
+from sim_cluster import PROFILE, SimCluster, post, right
 from tests_shared import Bus, wait_for
 
 from cachebus.errors import HeadstartError
@@ -77,8 +77,9 @@ def routers(bus: Bus) -> Iterator[Routers]:
 
 def ask(url: str, seed: int) -> bool:
     """Whether the answer is right."""
-    prompt = [random.Random(seed).randrange(100_000) for _ in range(400)]
-    body = {"model": "sim", "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "return_token_ids": True}
+    chance = random.Random(seed)
+    prompt = [chance.randrange(100_000) for _ in range(400)]
+    body = {"model": PROFILE.model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "return_token_ids": True}
     status, answer = post(url, "/v1/completions", body)
     assert status == 200, answer
     return bool(answer["choices"][0]["token_ids"] == right(prompt, TOKENS))
