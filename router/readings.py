@@ -53,7 +53,7 @@ def parse(exposition: bytes) -> EngineReading:
 class PoolReading:
     """A pool at one moment. ``used``: its KV in workers' worth, with what those take who wait for blocks; ``blocks``, ``free``: KV blocks.
 
-    ``requests``: that run or wait. Since the last look: ``finished`` requests, and the mean seconds between two of ``tokens``, None where none came.
+    ``requests``: that run or wait. Since the last look: ``finished`` requests, and the mean seconds between two tokens, None where none came.
     """
 
     used: float
@@ -63,7 +63,6 @@ class PoolReading:
     requests: int
     finished: int
     inter_token_seconds: float | None
-    tokens: int
 
 
 class Readings:
@@ -105,4 +104,4 @@ class Readings:
             token_seconds += now.token_seconds - before.token_seconds
             tokens += now.tokens - before.tokens
             self._before[worker] = now
-        return PoolReading(used, blocks, free, running, requests, finished, token_seconds / tokens if tokens else None, tokens)
+        return PoolReading(used, blocks, free, running, requests, finished, token_seconds / tokens if tokens else None)

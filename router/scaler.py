@@ -109,7 +109,6 @@ class Scaler:
             places=(decoding.requests + self._around.waiting() / share) / self._around.worker_requests_max,
             kv_used=decoding.used * (1 + self._around.waiting() / share / max(1, decoding.running)),
             inter_token_seconds=decoding.inter_token_seconds,
-            tokens=decoding.tokens,
             alone_seconds=self._fleet.alone_seconds,
         )
         self._state, sizes = decide(self._rule, self._state, reading, now)

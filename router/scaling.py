@@ -37,8 +37,7 @@ class Reading:
     ``prefill_load``: seconds of prefill that came each second since the reading before, wherever it is computed; ``decode_load``: of
     prompts that decode workers computed; ``lacking``: requests since then that lacked ``router.prefill_tokens_min`` tokens.
     ``kv_used``: KV blocks in use or waited for, in decode workers' worth; ``inter_token_seconds``: mean, None where nothing was generated;
-    ``alone_seconds``: what it would be for a stream alone, 0 where that is not known. ``tokens``: how many that mean is of. ``places``: workers'
-    worth of requests at once.
+    ``alone_seconds``: what it would be for a stream alone, 0 where that is not known. ``places``: workers' worth of requests at once.
     """
 
     prefill: int
@@ -52,7 +51,6 @@ class Reading:
     alone_seconds: float = 0.0
     places: float = 0.0
     decode_load: float = 0.0
-    tokens: int = 1
 
 
 @dataclass(frozen=True)
@@ -165,11 +163,9 @@ def _decode_need(rule: ScalingSettings, readings: tuple[tuple[float, Reading], .
     # Nor can they what it waits for prompts beside it: those are for prefill workers, whom more decode workers would only leave with less to do.
     waited = [one for at, one in readings if now - at < BACKLOG_SECONDS]
     beside = min(_BESIDE_MOST, sum(one.decode_load for one in waited) / max(1, sum(one.decode for one in waited)))
-    # Each by its tokens: a lone stream beside a long prompt makes a poor mean of a few.
-    paces = [((1 - beside) * one.inter_token_seconds, one.decode, one.tokens) for one in waited if one.inter_token_seconds is not None]
-    tokens = sum(weight for _, _, weight in paces) or 1
-    pace = sum(seconds * weight for seconds, _, weight in paces) / tokens
-    shared = sum(max(0.0, seconds - alone) * workers * weight for seconds, workers, weight in paces) / tokens
+    paces = [((1 - beside) * one.inter_token_seconds, one.decode) for one in waited if one.inter_token_seconds is not None]
+    pace = sum(seconds for seconds, _ in paces) / len(paces) if paces else 0.0
+    shared = sum(max(0.0, seconds - alone) * workers for seconds, workers in paces) / len(paces) if paces else 0.0
     by_blocks, by_pace = _ceil(used / rule.kv_blocks_used), _ceil(shared / (rule.inter_token_seconds - alone))
     said = [
         f"KV blocks: {used:.2f} workers' worth in use or waited for, {rule.kv_blocks_used:g} of each may be: {by_blocks}",
