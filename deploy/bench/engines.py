@@ -14,7 +14,8 @@ from cachebus import holder
 from cachebus.client import BusClient
 from cachebus.engine.command import WorkerSpec, reserved_cpus, transfer_config
 from cachebus.errors import HeadstartError, SettingsError
-from cachebus.messages import Stat, StatReply
+from cachebus.messages import Clear, Reply, Request, Stat, StatReply
+from cachebus.wire import Tier
 from deploy.bench import goals, systems
 from deploy.bench.streaming import StreamingEngine
 from deploy.launcher import Cluster, private_run_dir
@@ -172,10 +173,19 @@ def _engine(stack: ExitStack, place: Place, name: str, transfer: dict[str, Any] 
 
 def statistics(run_dir: Path) -> dict[str, float]:
     """The bus's own counts."""
-    client = BusClient(run_dir, "bench")
-    try:
-        reply = client.call(Stat(), _STAT_MS)
-    finally:
-        client.close()
+    reply = _asked(run_dir, Stat())
     assert isinstance(reply, StatReply)
     return reply.values
+
+
+def clear(run_dir: Path, tiers: list[Tier]) -> None:
+    """Drops all chunks of some tiers."""
+    _asked(run_dir, Clear(tiers))
+
+
+def _asked(run_dir: Path, request: Request) -> Reply:
+    client = BusClient(run_dir, "bench")
+    try:
+        return client.call(request, _STAT_MS)
+    finally:
+        client.close()

@@ -10,7 +10,7 @@ from deploy.bench.report import Row
 PLAIN, OURS, LMCACHE, OFFLOADING = "vllm", "headstart", "lmcache-server", "vllm-offloading"
 CONTROL = "control"
 """Plain vLLM with as much KV in its own memory as it takes, where the others are held to a budget."""
-COLD, OWN_HIT, HIT = "cold", "hbm", "dram"
+COLD, OWN_HIT, HIT, RESTART = "cold", "hbm", "dram", "restart"
 COLD_BY_DECODE, COLD_BY_BOTH = "cold, decode alone", "cold, prefill+decode"
 
 

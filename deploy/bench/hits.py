@@ -1,7 +1,8 @@
 """``headstart bench hits``: what a hit costs inside the engine, without HTTP, text and routing: on a worker that did not compute the prompt.
 
-One system at a time, each prompt of random token ids. Headstart's hit is on an engine that starts after the one that computed has ended, from
-DRAM; the others' is on the same engine after its own prefix cache was emptied (and it is checked that it was).
+One system at a time, each prompt of random token ids. Headstart's hit is on an engine that starts after the one that computed was killed (SIGKILL),
+from DRAM and, if wished, from the tiers below once DRAM was cleared; the others' is on the same engine after its own prefix cache was emptied (and it
+is checked that it was). With ``--restart`` Headstart's engine, and the one of LMCache's server, are killed and started again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 from cachebus.engine.command import WorkerSpec, served_name, transfer_config
 from cachebus.errors import HeadstartError, SettingsError
+from cachebus.wire import Tier
 from deploy.bench import benchmark, engines, goals, report, systems
 from deploy.bench.benchmark import LEFT_TOKENS_MAX, say
 from deploy.bench.offline import OfflineEngine
@@ -27,7 +29,9 @@ from deploy.launcher import Cluster, private_run_dir
 from deploy.settings import Settings
 
 _WARM_UP_TOKENS, _WARM_UP_SEED = 4096, 1 << 20
+_TTFT = "ttft_seconds"
 _SETTLE_SECONDS = 3.0
+_WRITTEN_SECONDS_MAX, _POLL_SECONDS = 120.0, 0.1
 _PUBLISHED_SECONDS = 0.5
 """Until a hit in the engine's own cache is asked for: it is a measure of the engine, not of what a system still does for the prompt before."""
 
@@ -37,6 +41,8 @@ class Gathered:
     """Seconds to the first token by (system, case, prompt length)."""
 
     seconds: dict[tuple[str, str, int], list[float]] = field(default_factory=dict)
+    shares: dict[tuple[str, str, int], list[float]] = field(default_factory=dict)
+    """What share of a prompt's tokens nobody computed, where an engine may choose to compute some."""
 
     def add(self, system: str, case: str, length: int, seconds: float) -> None:
         """One more measurement."""
@@ -51,6 +57,11 @@ class Plan:
     runs: int
     load_format: str
     dram_gigabytes: int
+    hit_runs: int
+    """How often each hit is asked for; by its own engine once a run."""
+    tiers: Sequence[Tier] = ()
+    """Tiers below DRAM from which ours are asked for, too."""
+    restart: bool = False
 
     def seed(self, length: int, run: int) -> int:
         """The prompt's seed: another for each length and run."""
@@ -64,7 +75,9 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
     if unknown := [name for name in wanted if name not in known]:
         raise SettingsError(f"--systems: {unknown[0]!r} is unknown; there are: {', '.join(known)}")
     lengths = sorted({int(text) for text in options.lengths.split(",")}, reverse=True)
-    plan = Plan(lengths, options.runs, options.load_format, int(settings.cache.max_local_cpu_size))
+    tiers = _tiers(settings, options.tiers)
+    dram_gigabytes = int(settings.cache.max_local_cpu_size)
+    plan = Plan(lengths, options.runs, options.load_format, dram_gigabytes, options.hit_runs or options.runs, tiers, options.restart)
     gathered = Gathered()
     failures = 0
     with tempfile.TemporaryDirectory(prefix="headstart-bench-") as folder:
@@ -80,8 +93,25 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
     result = report.document(rows, ["headstart", "bench", "hits", *sys.argv[sys.argv.index("hits") + 1 :]], benchmark.gpus())
     if options.output:
         report.write(options.output, result)
-    print(json.dumps(result) if options.json else report.table(rows, "TTFT, s"))
+    print(json.dumps(result) if options.json else report.table([row for row in rows if row.metric == _TTFT], "TTFT, s"))
     return 1 if failures else 0
+
+
+def _tiers(settings: Settings, text: str) -> list[Tier]:
+    """The tiers of ``--tiers``. Raises SettingsError where one is not known or not configured."""
+    places: dict[str, tuple[Tier, object, str]] = {
+        "nvme": ("nvme", settings.cache.local_disk, "cache.local_disk"),
+        "redis": ("redis", settings.cache.remote_url, "cache.remote_url"),
+    }
+    found: list[Tier] = []
+    for name in filter(None, text.split(",")):
+        if name not in places:
+            raise SettingsError(f"--tiers: {name!r} is unknown; there are: {', '.join(places)}")
+        tier, is_set, key = places[name]
+        if not is_set:
+            raise SettingsError(f"--tiers {name}: set {key}")
+        found.append(tier)
+    return found
 
 
 @contextmanager
@@ -128,12 +158,23 @@ def _plain(settings: Settings, plan: Plan, logs: Path, gathered: Gathered) -> No
 def _after_emptying(engine: OfflineEngine, plan: Plan, system: str, gathered: Gathered) -> Callable[[int, int], None]:
     def then(length: int, seed: int) -> None:
         time.sleep(_SETTLE_SECONDS)
-        for _ in range(plan.runs):
-            engine.empty_hbm()
-            gathered.add(system, goals.HIT, length, _hit(engine, seed, length))
-        _told(gathered, system, length, goals.HIT)
+        _hits(engine, plan, (system, goals.HIT, length), seed, gathered)
 
     return then
+
+
+def _hits(engine: OfflineEngine, plan: Plan, what: tuple[str, str, int], seed: int, gathered: Gathered) -> None:
+    """Asks for one hit as often as the plan says; ``what``: system, case and length."""
+    for _ in range(plan.hit_runs):
+        engine.empty_hbm()
+        gathered.add(*what, _hit(engine, seed, what[2]))
+    _told(gathered, what[0], what[2], what[1])
+
+
+def _all_hits(engine: OfflineEngine, plan: Plan, system: str, case: str, gathered: Gathered) -> None:
+    """The last run's prompt of each length."""
+    for length in plan.lengths:
+        _hits(engine, plan, (system, case, length), plan.seed(length, plan.runs - 1), gathered)
 
 
 def _offloading(settings: Settings, plan: Plan, logs: Path, gathered: Gathered) -> None:
@@ -142,11 +183,12 @@ def _offloading(settings: Settings, plan: Plan, logs: Path, gathered: Gathered) 
 
 
 def _lmcache(settings: Settings, plan: Plan, logs: Path, gathered: Gathered) -> None:
-    with (
-        systems.lmcache_server(settings, logs, gigabytes=plan.dram_gigabytes) as port,
-        _engine(settings, plan, logs / "lmcache.log", systems.lmcache_transfer(port)) as engine,
-    ):
-        _cold(engine, plan, goals.LMCACHE, gathered, _after_emptying(engine, plan, goals.LMCACHE, gathered))
+    with systems.lmcache_server(settings, logs, gigabytes=plan.dram_gigabytes) as port:
+        with _engine(settings, plan, logs / "lmcache.log", systems.lmcache_transfer(port)) as engine:
+            _cold(engine, plan, goals.LMCACHE, gathered, _after_emptying(engine, plan, goals.LMCACHE, gathered))
+        if plan.restart:
+            with _engine(settings, plan, logs / "lmcache-again.log", systems.lmcache_transfer(port)) as engine:
+                _all_hits(engine, plan, goals.LMCACHE, goals.RESTART, gathered)
 
 
 def _headstart(settings: Settings, plan: Plan, logs: Path, gathered: Gathered) -> None:
@@ -154,19 +196,42 @@ def _headstart(settings: Settings, plan: Plan, logs: Path, gathered: Gathered) -
         cluster = Cluster(private, logs)
         cluster.start_bus(say)
         try:
-            with _engine(private, plan, logs / "headstart-1.log", _ours(private, cluster.run_dir, "one")) as engine:
+            with _engine(private, plan, logs / "headstart-cold.log", _ours(private, cluster.run_dir, "one")) as engine:
                 _cold(engine, plan, goals.OURS, gathered, lambda length, seed: None)
                 time.sleep(_SETTLE_SECONDS)
-            with _engine(private, plan, logs / "headstart-2.log", _ours(private, cluster.run_dir, "two")) as engine:
-                for length in plan.lengths:
-                    for _ in range(plan.runs):
-                        gathered.add(goals.OURS, goals.HIT, length, _hit(engine, plan.seed(length, plan.runs - 1), length))
-                        engine.empty_hbm()
-                    _told(gathered, goals.OURS, length, goals.HIT)
+            cases = [goals.HIT, goals.RESTART] if plan.restart else [goals.HIT]
+            for case in cases:
+                with _engine(private, plan, logs / f"headstart-{case}.log", _ours(private, cluster.run_dir, "two")) as engine:
+                    _all_hits(engine, plan, goals.OURS, case, gathered)
+                    for tier in plan.tiers if case == cases[-1] else ():
+                        _from_tier(engine, plan, cluster.run_dir, tier, gathered)
             _check_bus(cluster.run_dir)
             engines.await_released(cluster.run_dir)
         finally:
             cluster.stop()
+
+
+def _from_tier(engine: OfflineEngine, plan: Plan, run_dir: Path, tier: Tier, gathered: Gathered) -> None:
+    """Hits from a tier below DRAM, after what lies above it was cleared. How much of them is pulled is the engine's choice."""
+    above: list[Tier] = ["dram"] if tier == "nvme" else ["dram", "nvme"]
+    for length in plan.lengths:
+        for _ in range(plan.hit_runs):
+            _await_written(run_dir)
+            engines.clear(run_dir, above)
+            engine.empty_hbm()
+            asked = engine.ask(plan.seed(length, plan.runs - 1), length)
+            gathered.add(goals.OURS, tier, length, asked.seconds)
+            gathered.shares.setdefault((goals.OURS, tier, length), []).append(asked.cached / length)
+        _told(gathered, goals.OURS, length, tier)
+        say(f"  of its tokens came from there: {[round(share, 3) for share in gathered.shares[goals.OURS, tier, length]]}")
+
+
+def _await_written(run_dir: Path) -> None:
+    deadline = time.monotonic() + _WRITTEN_SECONDS_MAX
+    while left := engines.statistics(run_dir)["write_behind_bytes"]:
+        if time.monotonic() > deadline:
+            raise HeadstartError(f"{left / 1e9:.1f} GB were not written to the tiers below within {_WRITTEN_SECONDS_MAX:g} s")
+        time.sleep(_POLL_SECONDS)
 
 
 def _ours(settings: Settings, run_dir: Path, name: str) -> dict[str, Any]:
@@ -189,6 +254,7 @@ def _told(gathered: Gathered, system: str, length: int, *cases: str) -> None:
 def _rows(gathered: Gathered, settings: Settings) -> list[report.Row]:
     model, kv_dtype = served_name(settings.model), settings.model.kv_cache_dtype
     rows = []
-    for (system, case, length), values in gathered.seconds.items():
-        rows.append(report.Row("hits", system, model, kv_dtype, case, length, 1, "ttft_seconds", *report.figure(values), len(values)))
+    for metric, found in ((_TTFT, gathered.seconds), ("hit_tokens_share", gathered.shares)):
+        for (system, case, length), values in found.items():
+            rows.append(report.Row("hits", system, model, kv_dtype, case, length, 1, metric, *report.figure(values), len(values)))
     return rows

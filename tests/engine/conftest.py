@@ -27,6 +27,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     overrides = [
         "router.policy=least_loaded",
         "router.port=0",
+        # Where a prompt came from is what is tested; three engines on two cores may keep the report waiting.
+        "router.report_ms_max=1000",
         "router.prefill_tokens_min=512",
         f"cache.max_local_cpu_size={REGION_GB}",
         "prefill.drain_seconds_max=5",

@@ -20,7 +20,7 @@ LAYERS, PAGE, IN_CHUNK = 32, 65536, 16
 CHUNK_BYTES = LAYERS * PAGE * IN_CHUNK
 CHUNKS = 32
 BLOCKS = CHUNKS * IN_CHUNK
-SHARE_OF_BUS_MIN = {("load", "neighbours"): 0.75, ("load", "shuffled"): 0.75, ("save", "neighbours"): 0.75, ("save", "shuffled"): 0.45}
+SHARE_OF_BUS_MIN = {("load", "neighbours"): 0.85, ("load", "shuffled"): 0.75, ("save", "neighbours"): 0.75, ("save", "shuffled"): 0.45}
 """One call alone; one that saves hands over all its pages before the first byte moves. Pulls have two calls under way."""
 
 
@@ -56,16 +56,18 @@ def seconds(work: Callable[[], object]) -> float:
 def test_copies_are_right_and_as_fast_as_the_bus(region: memoryview, capsys: pytest.CaptureFixture[str]) -> None:
     source = caches()
     blocks = open_blocks(source, BLOCKS, region)
-    shuffled = entries(region, torch.randperm(BLOCKS))
-    digests = blocks.save(shuffled, KEY)
-    assert digests == [blake3(entry.extent, key=KEY).digest() for entry in shuffled]
-    first = torch.stack([source["layer 3"][block] for block in shuffled[5].blocks]).cpu().numpy().tobytes()
-    assert bytes(shuffled[5].extent[3 * IN_CHUNK * PAGE : 4 * IN_CHUNK * PAGE]) == first
-    before = {name: tensor.clone() for name, tensor in source.items()}
-    for tensor in source.values():
-        tensor.zero_()
-    assert blocks.load(shuffled, KEY) == digests
-    assert all(torch.equal(tensor, before[name]) for name, tensor in source.items())
+    shuffled, in_order = entries(region, torch.randperm(BLOCKS)), entries(region, torch.arange(BLOCKS))
+    # In a row, half in a row, scattered: by the copy engines, and by the kernel.
+    for some in (in_order, entries(region, torch.cat([torch.arange(BLOCKS // 2), BLOCKS // 2 + torch.randperm(BLOCKS // 2)])), shuffled):
+        digests = blocks.save(some, KEY)
+        assert digests == [blake3(entry.extent, key=KEY).digest() for entry in some]
+        first = torch.stack([source["layer 3"][block] for block in some[5].blocks]).cpu().numpy().tobytes()
+        assert bytes(some[5].extent[3 * IN_CHUNK * PAGE : 4 * IN_CHUNK * PAGE]) == first
+        before = {name: tensor.clone() for name, tensor in source.items()}
+        for tensor in source.values():
+            tensor.zero_()
+        assert blocks.load(some, KEY) == digests
+        assert all(torch.equal(tensor, before[name]) for name, tensor in source.items())
     region[7 * CHUNK_BYTES + 12345] ^= 1
     assert [one == other for one, other in zip(blocks.load(shuffled, KEY), digests, strict=True)] == [n != 7 for n in range(CHUNKS)]
     region[7 * CHUNK_BYTES + 12345] ^= 1
@@ -79,7 +81,6 @@ def test_copies_are_right_and_as_fast_as_the_bus(region: memoryview, capsys: pyt
     pinned = torch.empty(total, dtype=torch.uint8, pin_memory=True)
     device = torch.empty(total, dtype=torch.uint8, device="cuda")
     into, out = seconds(lambda: device.copy_(pinned, non_blocking=True)), seconds(lambda: pinned.copy_(device, non_blocking=True))
-    in_order = entries(region, torch.arange(BLOCKS))
     with capsys.disabled():
         print()
         for name, some in (("neighbours", in_order), ("shuffled", shuffled)):
