@@ -209,7 +209,8 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         if self._half is None:
             return 0, False
-        found = self._half.matched(request.request_id, num_computed_tokens, time.monotonic() * 1000)
+        free = self._block_pool.get_num_free_blocks() if self._block_pool is not None else sys.maxsize
+        found = self._half.matched(request.request_id, num_computed_tokens, time.monotonic() * 1000, free)
         return found, bool(found)
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
@@ -324,8 +325,11 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         """Scheduler side: what the workers' last step said."""
+        if self._half is None:
+            return
+        self._half.loaded(connector_output.finished_recving or ())
         meta = connector_output.kv_connector_worker_meta
-        if self._half is not None and isinstance(meta, TookMetadata):
+        if isinstance(meta, TookMetadata):
             self._half.took(meta.samples, time.monotonic() * 1000)
 
     # Both.

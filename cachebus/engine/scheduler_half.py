@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from cachebus.engine.break_even import BreakEven, Piece, PullTook, StepTook, attended
+from cachebus.engine.passing import Passing
 from cachebus.engine.transfer import SAVING_STEPS_MAX, Coming, Follow, Load, LoadPiece, Save, StepPlan
 from cachebus.engine.views import Bus, Policy, RequestView, Scheduled
 from cachebus.keys import extend_chunk_keys, rank_key, root_key, tail_keys, tenant_id
@@ -79,6 +80,7 @@ class SchedulerHalf:
         self._saving_steps = 0
         self._patient_from_ms = 0.0
         self._break_even = BreakEven()
+        self._passing = Passing()
         self._learnt_at_seconds = 0.0
         self.declined_chunks = 0
 
@@ -93,8 +95,11 @@ class SchedulerHalf:
         tracked.tails = tail_keys(tracked.keys[-1] if tracked.keys else tracked.root, prompt[end:], self._policy.block_size)
         self._ask(tracked)
 
-    def matched(self, request_id: str, local_tokens: int, now_ms: float) -> int | None:
-        """How many tokens after the ``local_tokens`` first ones can be pulled; None: ask again in the next step."""
+    def matched(self, request_id: str, local_tokens: int, now_ms: float, free_blocks: int) -> int | None:
+        """How many tokens after the ``local_tokens`` first ones can be pulled; None: ask again in the next step, others may go first.
+
+        ``free_blocks``: what the engine could give the request.
+        """
         self._read_replies()
         tracked = self._requests.get(request_id)
         if tracked is None:
@@ -114,12 +119,16 @@ class SchedulerHalf:
                 return None
             self._forget_tickets(tracked)
             tracked.phase = _Phase.SETTLED
-        if tracked.phase is _Phase.GRANTED:
-            count = len(tracked.keys) + len(tracked.tails) if tracked.follow_ms else self._worth(tracked, now_ms)
-            found = self._tokens_in(tracked, count) - local_tokens
-            if found >= self._policy.pull_tokens_min:
-                return found
-        return 0
+        found = self._to_pull(tracked, now_ms)
+        if found and self._passing.is_coming(request_id, tracked.keys, local_tokens // self._policy.chunk_size):
+            return None
+        blocks = -(-len(tracked.view.tokens) // self._policy.block_size) - local_tokens // self._policy.block_size
+        return None if self._passing.lets_pass(request_id, blocks, free_blocks) else found
+
+    def loaded(self, request_ids: Iterable[str]) -> None:
+        """These requests' loads ended, however they did."""
+        for request_id in request_ids:
+            self._passing.ended(request_id)
 
     def took(self, samples: Iterable[StepTook | PullTook], now_ms: float) -> None:
         """What steps and pulls took in the workers."""
@@ -148,11 +157,13 @@ class SchedulerHalf:
             tracked.published, tracked.tail_published, tracked.follow_ms = len(tracked.keys), True, 0
         tracked.pulled_to = pulled_to
         tracked.leases = {}
+        self._passing.begun(request_id, tracked.keys[: pulled_to // self._policy.chunk_size])
 
     def step(self, scheduled: Iterable[Scheduled], preempted: Iterable[str]) -> StepPlan:
         """The loads that begin in this step and the chunks that it completes."""
         parts = list(scheduled)
         self._read_replies()
+        self._passing.stepped()
         for request_id in preempted:
             tracked = self._requests.get(request_id)
             if tracked is not None:
@@ -178,6 +189,7 @@ class SchedulerHalf:
 
     def finished(self, request_id: str) -> None:
         """The request ended, however it did. A load that has begun goes on and ends its lease itself."""
+        self._passing.ended(request_id)
         tracked = self._requests.pop(request_id, None)
         if tracked is not None:
             self._abandon_lookup(tracked)
@@ -249,6 +261,14 @@ class SchedulerHalf:
             return chunks * self._policy.chunk_size
         return min(chunks * self._policy.chunk_size + (extents - chunks) * self._policy.block_size, tracked.view.prompt_tokens)
 
+    def _to_pull(self, tracked: _Tracked, now_ms: float) -> int:
+        """Tokens after the local ones that are pulled if the request gets its blocks now."""
+        if tracked.phase is not _Phase.GRANTED:
+            return 0
+        count = len(tracked.keys) + len(tracked.tails) if tracked.follow_ms else self._worth(tracked, now_ms)
+        found = self._tokens_in(tracked, count) - tracked.local_tokens
+        return found if found >= self._policy.pull_tokens_min else 0
+
     def _worth(self, tracked: _Tracked, now_ms: float) -> int:
         """How many of what was granted are sooner pulled than computed."""
         local, pieces = 0, []
@@ -301,6 +321,8 @@ class SchedulerHalf:
         if view.transfer is not None and not view.transfer.store:
             return []
         after = part.computed + part.scheduled
+        if after >= view.prompt_tokens and part.scheduled >= policy.chunk_size:
+            self._passing.arrived()
         # Tokens that the engine has scheduled but not sampled yet have no id, hence no key; their chunk waits a step.
         known = min(after, len(view.tokens)) if policy.save_decode_cache else min(after, view.prompt_tokens)
         saves = []

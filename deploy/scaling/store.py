@@ -44,7 +44,7 @@ class StoreConnector:
         self._store, self._block_size, self._pulls = store, block_size, pulls
         self.works: dict[str, Work] = {}
 
-    def matched(self, request_id: str, local_tokens: int, now_ms: float) -> int:
+    def matched(self, request_id: str, local_tokens: int, now_ms: float, free_blocks: int) -> int:
         """Tokens after the local ones that the store has. The last token is computed all the same."""
         work = self.works[request_id]
         if request_id in self._store.handed_over:
@@ -56,6 +56,9 @@ class StoreConnector:
         """Begins the pull."""
         if external_tokens:
             self._pulls(request_id, external_tokens)
+
+    def loaded(self, request_ids: Sequence[str]) -> None:
+        """What a pull brings is known to the engine's own blocks."""
 
     def finished(self, request_id: str) -> None:
         """The request ended."""

@@ -21,8 +21,11 @@ from deploy.sim.profile import Profile
 class Connector(Protocol):
     """What the scheduler asks the cache; see ``cachebus.engine.scheduler_half``."""
 
-    def matched(self, request_id: str, local_tokens: int, now_ms: float) -> int | None:
+    def matched(self, request_id: str, local_tokens: int, now_ms: float, free_blocks: int) -> int | None:
         """How many tokens after the local ones can be pulled; None: ask again later."""
+
+    def loaded(self, request_ids: Sequence[str]) -> None:
+        """These requests' pulls ended."""
 
     def allocated(self, request_id: str, blocks: Sequence[int], external_tokens: int) -> None:
         """The request has its blocks; ``external_tokens`` are to be pulled into them."""
@@ -155,6 +158,7 @@ class Scheduler:
 
     def load_finished(self, request_id: str, invalid: Collection[int]) -> None:
         """A pull ended; what lies in ``invalid`` blocks, and after them, is to be computed."""
+        self._connector.loaded([request_id])
         work = self._works[request_id]
         if work.phase is Phase.ABORTED:
             del self._works[request_id]
@@ -194,7 +198,7 @@ class Scheduler:
             cached: list[int] = []
             if not work.loaded:
                 cached = self._cached(work)
-                external = self._connector.matched(work.request_id, len(cached) * self._block_size, now_ms)
+                external = self._connector.matched(work.request_id, len(cached) * self._block_size, now_ms, self.pool.free)
                 if external is None:
                     continue
                 if external:

@@ -16,7 +16,7 @@ def test_what_another_engine_is_computing_is_promised_whole_and_followed() -> No
     assert isinstance(asked, Acquire)
     assert asked.wait_ms == 0, "the load waits, not the lookup"
     engine.bus.grant(2)
-    assert engine.half.matched("r", 0, 0) == 5 * CHUNK + 20
+    assert engine.half.matched("r", 0, 0, 1 << 20) == 5 * CHUNK + 20
     engine.half.allocated("r", range(100, 122), 5 * CHUNK + 20)
     (load,) = engine.half.step([], ()).loads
     assert [piece.key for piece in load.pieces] == asked.keys[:2]
@@ -40,7 +40,7 @@ def test_what_another_engine_is_computing_is_promised_whole_and_followed() -> No
 def test_blocks_that_are_there_already_are_left_out_of_what_is_followed() -> None:
     engine = Engine(3 * CHUNK, transfer=FOLLOWED)
     engine.bus.grant(0)
-    assert engine.half.matched("r", CHUNK + BLOCK, 0) == 2 * CHUNK - BLOCK
+    assert engine.half.matched("r", CHUNK + BLOCK, 0, 1 << 20) == 2 * CHUNK - BLOCK
     engine.half.allocated("r", range(100, 112), 2 * CHUNK - BLOCK)
     (load,) = engine.half.step([], ()).loads
     assert (load.lease, load.pieces) == (0, [])
@@ -51,12 +51,12 @@ def test_blocks_that_are_there_already_are_left_out_of_what_is_followed() -> Non
 def test_what_did_not_come_in_time_is_computed_and_not_followed_again() -> None:
     engine = Engine(4 * CHUNK, transfer=FOLLOWED)
     engine.bus.grant(1)
-    assert engine.half.matched("r", 0, 0) == 4 * CHUNK
+    assert engine.half.matched("r", 0, 0, 1 << 20) == 4 * CHUNK
     engine.half.allocated("r", range(100, 116), 4 * CHUNK)
     engine.half.step([], ())
     saved = engine.step(range(100, 116), 2 * CHUNK, 2 * CHUNK)
     assert [blocks[0] for _, blocks, _ in saved] == [108, 112], "the store wants what is computed now"
     engine.half.step([], ["r"])
-    assert engine.half.matched("r", 0, 0) is None
+    assert engine.half.matched("r", 0, 0, 1 << 20) is None
     engine.bus.grant(3)
-    assert engine.half.matched("r", 0, 1) == 3 * CHUNK
+    assert engine.half.matched("r", 0, 1, 1 << 20) == 3 * CHUNK

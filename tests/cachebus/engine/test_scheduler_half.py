@@ -22,11 +22,11 @@ def test_the_prompts_chunks_and_tail_blocks_are_looked_up() -> None:
 
 def test_an_answer_that_has_not_come_is_asked_for_again_until_the_deadline() -> None:
     engine = Engine(CHUNK * 2)
-    assert engine.half.matched("r", 0, 0) is None
-    assert engine.half.matched("r", 0, 249) is None
-    assert engine.half.matched("r", 0, 250) == 0
+    assert engine.half.matched("r", 0, 0, 1 << 20) is None
+    assert engine.half.matched("r", 0, 249, 1 << 20) is None
+    assert engine.half.matched("r", 0, 250, 1 << 20) == 0
     engine.bus.grant(2)
-    assert engine.half.matched("r", 0, 251) == 0
+    assert engine.half.matched("r", 0, 251, 1 << 20) == 0
     assert engine.bus.of(Release) == [Release([5])], "a grant that comes too late must not stay leased"
 
 
@@ -34,7 +34,7 @@ def test_an_answer_that_is_about_to_come_is_waited_for_once() -> None:
     engine = Engine(CHUNK * 2)
     engine.bus.grant(2)
     engine.bus.replies, engine.bus.late = [], engine.bus.replies
-    assert engine.half.matched("r", 0, 0) == 2 * CHUNK
+    assert engine.half.matched("r", 0, 0, 1 << 20) == 2 * CHUNK
     assert len(engine.bus.waits) == 1
 
 
@@ -42,18 +42,18 @@ def test_answers_that_stay_away_are_not_waited_for_one_after_the_other() -> None
     engine = Engine(CHUNK)
     for number in range(20):
         engine.half.add(RequestView(f"r{number}", engine.tokens, CHUNK, "", True, None))
-        assert engine.half.matched(f"r{number}", 0, number) is None
+        assert engine.half.matched(f"r{number}", 0, number, 1 << 20) is None
     assert len(engine.bus.waits) == 1
     engine.half.add(RequestView("later", engine.tokens, CHUNK, "", True, None))
-    engine.half.matched("later", 0, 200)
+    engine.half.matched("later", 0, 200, 1 << 20)
     assert len(engine.bus.waits) == 2
 
 
 def test_what_is_granted_is_loaded_into_the_blocks_after_the_local_ones() -> None:
     engine = Engine(CHUNK * 2 + BLOCK)
     engine.bus.grant(3)
-    assert engine.half.matched("r", BLOCK, 0) == 2 * CHUNK
-    assert engine.half.matched("r", BLOCK, 0) == 2 * CHUNK, "asking again must change nothing"
+    assert engine.half.matched("r", BLOCK, 0, 1 << 20) == 2 * CHUNK
+    assert engine.half.matched("r", BLOCK, 0, 1 << 20) == 2 * CHUNK, "asking again must change nothing"
     engine.half.allocated("r", list(range(100, 109)), 2 * CHUNK)
     plan = engine.half.step([], ())
     (load,) = plan.loads
@@ -67,7 +67,7 @@ def test_what_is_granted_is_loaded_into_the_blocks_after_the_local_ones() -> Non
 def test_too_small_a_gain_is_not_pulled_and_its_lease_is_ended() -> None:
     engine = Engine(CHUNK)
     engine.bus.grant(1)
-    assert engine.half.matched("r", CHUNK - BLOCK, 0) == 0
+    assert engine.half.matched("r", CHUNK - BLOCK, 0, 1 << 20) == 0
     engine.half.allocated("r", [1, 2, 3, 4], 0)
     assert engine.bus.of(Release) == [Release([5])]
 
@@ -75,27 +75,27 @@ def test_too_small_a_gain_is_not_pulled_and_its_lease_is_ended() -> None:
 def test_a_load_that_failed_is_not_tried_again() -> None:
     engine = Engine(CHUNK * 2)
     engine.bus.grant(2)
-    engine.half.matched("r", 0, 0)
+    engine.half.matched("r", 0, 0, 1 << 20)
     engine.half.allocated("r", list(range(8)), 2 * CHUNK)
     engine.half.step([], ())
-    assert engine.half.matched("r", 0, 0) == 0
+    assert engine.half.matched("r", 0, 0, 1 << 20) == 0
     assert len(engine.bus.of(Acquire)) == 1
 
 
 def test_a_preempted_request_is_looked_up_again_with_what_it_generated() -> None:
     engine = Engine(CHUNK + BLOCK)
     engine.bus.grant(0)
-    assert engine.half.matched("r", 0, 0) == 0
+    assert engine.half.matched("r", 0, 0, 1 << 20) == 0
     engine.step(range(8), 0, CHUNK + BLOCK)
     engine.tokens += range(900, 900 + 3 * BLOCK)
     engine.step([], CHUNK + BLOCK, 3 * BLOCK)
     engine.half.step([], ["r"])
-    assert engine.half.matched("r", 0, 0) is None
+    assert engine.half.matched("r", 0, 0, 1 << 20) is None
     last = engine.bus.of(Acquire)[-1]
     assert isinstance(last, Acquire)
     assert last.keys == chunk_keys(ROOT, engine.tokens, CHUNK)
     engine.bus.grant(2)
-    assert engine.half.matched("r", 0, 0) == 2 * CHUNK
+    assert engine.half.matched("r", 0, 0, 1 << 20) == 2 * CHUNK
 
 
 def test_chunks_are_saved_in_the_step_that_completes_them() -> None:
@@ -111,7 +111,7 @@ def test_chunks_are_saved_in_the_step_that_completes_them() -> None:
 def test_a_prompts_last_block_is_pulled_and_saved_though_it_is_not_full() -> None:
     engine = Engine(CHUNK + BLOCK + 3)
     engine.bus.grant(3)
-    assert engine.half.matched("r", 0, 0) == CHUNK + BLOCK + 3
+    assert engine.half.matched("r", 0, 0, 1 << 20) == CHUNK + BLOCK + 3
     engine.half.allocated("r", list(range(10, 16)), CHUNK + BLOCK + 3)
     plan = engine.plan(range(10, 16), CHUNK + BLOCK + 2, 1, restarted=True)
     assert [piece.blocks for piece in plan.loads[0].pieces] == [[10, 11, 12, 13], [14], [15]]
@@ -154,7 +154,7 @@ def test_a_load_into_blocks_which_are_being_saved_is_fenced() -> None:
     engine.half.finished("r")
     engine.half.add(RequestView("r", engine.tokens, CHUNK, "", True, None))
     engine.bus.grant(1)
-    assert engine.half.matched("r", 0, 0) == CHUNK
+    assert engine.half.matched("r", 0, 0, 1 << 20) == CHUNK
     engine.half.allocated("r", [3, 2, 1, 0], CHUNK)
     assert engine.half.step([], ()).fence
 
@@ -162,7 +162,7 @@ def test_a_load_into_blocks_which_are_being_saved_is_fenced() -> None:
 def test_what_the_store_has_is_not_saved_again() -> None:
     engine = Engine(CHUNK * 2 + BLOCK)
     engine.bus.grant(2)
-    engine.half.matched("r", 0, 0)
+    engine.half.matched("r", 0, 0, 1 << 20)
     engine.half.allocated("r", list(range(9)), 2 * CHUNK)
     saves = engine.step(range(9), 2 * CHUNK, BLOCK, restarted=True)
     assert [(blocks, tail) for _, blocks, tail in saves] == [([8], True)]
@@ -189,7 +189,7 @@ def test_blocks_of_a_restarted_request_replace_the_old_ones() -> None:
 def test_a_report_says_where_the_prompt_came_from_once() -> None:
     engine = Engine(CHUNK * 2 + 1)
     engine.bus.grant(2)
-    engine.half.matched("r", BLOCK, 0)
+    engine.half.matched("r", BLOCK, 0, 1 << 20)
     engine.half.allocated("r", list(range(9)), 2 * CHUNK - BLOCK)
     engine.step(range(9), 2 * CHUNK, 1, restarted=True)
     engine.step([], 2 * CHUNK + 1, 1)
@@ -199,7 +199,7 @@ def test_a_report_says_where_the_prompt_came_from_once() -> None:
 def test_a_load_cut_short_is_reported_as_far_as_it_came() -> None:
     engine = Engine(CHUNK * 2 + 1)
     engine.bus.grant(2)
-    engine.half.matched("r", 0, 0)
+    engine.half.matched("r", 0, 0, 1 << 20)
     engine.half.allocated("r", list(range(9)), 2 * CHUNK)
     engine.step(range(9), CHUNK, CHUNK + 1, restarted=True)
     assert engine.bus.of(Report) == [Report("id", "decode", "decode-0", 2 * CHUNK + 1, 0, {"dram": CHUNK})]
@@ -209,7 +209,7 @@ def test_what_a_load_did_not_bring_is_published_again() -> None:
     engine = Engine(CHUNK * 2 + BLOCK)
     keys = chunk_keys(ROOT, engine.tokens, CHUNK)
     engine.bus.grant(3)
-    engine.half.matched("r", 0, 0)
+    engine.half.matched("r", 0, 0, 1 << 20)
     engine.half.allocated("r", list(range(9)), 2 * CHUNK + BLOCK)
     saves = engine.step(range(9), CHUNK + BLOCK, CHUNK, restarted=True)
     assert [(blocks, tail) for _, blocks, tail in saves] == [([4, 5, 6, 7], False), ([8], True)]
@@ -220,14 +220,14 @@ def test_a_whole_prompt_that_was_pulled_is_not_published_again() -> None:
     """vLLM computes a prompt's last token itself, so the load seems one token short."""
     engine = Engine(CHUNK * 2)
     engine.bus.grant(2)
-    engine.half.matched("r", 0, 0)
+    engine.half.matched("r", 0, 0, 1 << 20)
     engine.half.allocated("r", list(range(8)), 2 * CHUNK)
     assert engine.step(range(8), 2 * CHUNK - 1, 1, restarted=True) == []
 
 
 def test_a_request_that_may_not_pull_is_not_looked_up_but_published() -> None:
     engine = Engine(CHUNK, may_pull=False, transfer=None)
-    assert engine.half.matched("r", 0, 0) == 0
+    assert engine.half.matched("r", 0, 0, 1 << 20) == 0
     assert len(engine.step(range(4), 0, CHUNK)) == 1
     assert engine.bus.sent == []
 
@@ -235,7 +235,7 @@ def test_a_request_that_may_not_pull_is_not_looked_up_but_published() -> None:
 def test_a_request_that_ends_lets_go_of_what_it_has_or_will_get() -> None:
     granted = Engine(CHUNK * 2)
     granted.bus.grant(2)
-    granted.half.matched("r", 0, 0)
+    granted.half.matched("r", 0, 0, 1 << 20)
     granted.half.finished("r")
     assert granted.bus.of(Release) == [Release([5])]
     assert granted.bus.of(Withdraw) == []
@@ -246,7 +246,7 @@ def test_a_request_that_ends_lets_go_of_what_it_has_or_will_get() -> None:
     asked.bus.grant(2)
     asked.half.step([], ())
     assert asked.bus.of(Release) == [Release([5])]
-    assert asked.half.matched("r", 0, 0) == 0
+    assert asked.half.matched("r", 0, 0, 1 << 20) == 0
 
 
 def test_salts_part_requests() -> None:
@@ -271,9 +271,9 @@ def test_every_ranks_part_is_looked_up_in_its_name() -> None:
 def test_a_chunk_is_there_when_all_ranks_parts_are() -> None:
     engine = of_two_ranks()
     engine.bus.grant(2, lease=7, of_last=2)
-    assert engine.half.matched("r", 0, 0) is None, "one rank's answer is not enough"
+    assert engine.half.matched("r", 0, 0, 1 << 20) is None, "one rank's answer is not enough"
     engine.bus.grant(1, lease=8)
-    assert engine.half.matched("r", 0, 1) == CHUNK
+    assert engine.half.matched("r", 0, 1, 1 << 20) == CHUNK
     engine.half.allocated("r", list(range(8)), CHUNK)
     plan = engine.half.step([], ())
     assert [(load.rank, load.lease, [piece.blocks for piece in load.pieces]) for load in plan.loads] == [
@@ -289,14 +289,14 @@ def test_where_one_rank_has_nothing_no_lease_stays() -> None:
     engine = of_two_ranks()
     engine.bus.grant(2, lease=7, of_last=2)
     engine.bus.grant(0)
-    assert engine.half.matched("r", 0, 0) == 0
+    assert engine.half.matched("r", 0, 0, 1 << 20) == 0
     assert engine.bus.of(Release) == [Release([7])]
 
 
 def test_a_request_that_ends_between_two_ranks_answers_leaves_nothing_behind() -> None:
     engine = of_two_ranks()
     engine.bus.grant(2, lease=7, of_last=2)
-    assert engine.half.matched("r", 0, 0) is None
+    assert engine.half.matched("r", 0, 0, 1 << 20) is None
     engine.half.finished("r")
     assert engine.bus.of(Withdraw) == [Withdraw(2)]
     assert engine.bus.of(Release) == [Release([7])]
@@ -305,8 +305,8 @@ def test_a_request_that_ends_between_two_ranks_answers_leaves_nothing_behind() -
 def test_an_answer_that_one_rank_owes_past_the_deadline_is_a_miss() -> None:
     engine = of_two_ranks()
     engine.bus.grant(2, lease=7, of_last=2)
-    assert engine.half.matched("r", 0, 0) is None
-    assert engine.half.matched("r", 0, 250) == 0
+    assert engine.half.matched("r", 0, 0, 1 << 20) is None
+    assert engine.half.matched("r", 0, 250, 1 << 20) == 0
     engine.half.allocated("r", list(range(8)), 0)
     engine.plan(range(8), 0, CHUNK)
     assert engine.bus.of(Release) == [Release([7])]
@@ -322,7 +322,7 @@ def test_what_is_sooner_computed_is_not_pulled() -> None:
         for place, (key, (ready, source)) in enumerate(zip(request.keys, tiers, strict=True))
     ]
     engine.bus.replies.append((ticket, Granted(5, extents)))
-    assert engine.half.matched("r", 0, 1) == CHUNK, "what came up already lies in DRAM, wherever it was"
+    assert engine.half.matched("r", 0, 1, 1 << 20) == CHUNK, "what came up already lies in DRAM, wherever it was"
     engine.half.allocated("r", list(range(12)), CHUNK)
     (load,) = engine.half.step([], ()).loads
     assert [piece.blocks for piece in load.pieces] == [[0, 1, 2, 3]]
@@ -340,7 +340,7 @@ def test_a_step_says_what_it_computes() -> None:
 def test_what_must_not_be_stored_is_pulled_and_never_saved() -> None:
     engine = Engine(CHUNK * 3, transfer=TransferParams("id", "decode", store=False))
     engine.bus.grant(1)
-    assert engine.half.matched("r", 0, 0) == CHUNK
+    assert engine.half.matched("r", 0, 0, 1 << 20) == CHUNK
     engine.half.allocated("r", list(range(12)), CHUNK)
     assert engine.step(range(12), CHUNK, 2 * CHUNK) == []
     engine.tokens += range(CHUNK)

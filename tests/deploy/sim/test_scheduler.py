@@ -26,13 +26,16 @@ class Cache:
         self.loads: list[tuple[str, list[int], int]] = []
         self.ended: list[str] = []
 
-    def matched(self, request_id: str, local_tokens: int, now_ms: float) -> int | None:
+    def matched(self, request_id: str, local_tokens: int, now_ms: float, free_blocks: int) -> int | None:
         found = self.found.get(request_id, 0)
         return None if found is None else max(0, found - local_tokens)
 
     def allocated(self, request_id: str, blocks: Sequence[int], external_tokens: int) -> None:
         if external_tokens:
             self.loads.append((request_id, list(blocks), external_tokens))
+
+    def loaded(self, request_ids: Sequence[str]) -> None:
+        pass
 
     def finished(self, request_id: str) -> None:
         self.ended.append(request_id)
