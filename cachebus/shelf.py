@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,6 +19,8 @@ from cachebus.wire import Tier
 
 COPIED_AMONG = 256
 """Among so many of the coldest entries one is looked for that a lower tier has, too; without lower tiers there is none."""
+TAILS_SHARE = 1 / 16
+"""Share of a full shelf that tail blocks keep, the newest of them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -106,6 +108,7 @@ class Shelf:
         self._outlawed: dict[bytes, int] = {}
         self._expiring: list[tuple[int, int, int]] = []
         self._tenants: Counter[bytes] = Counter()
+        self._tail_bytes = self._tail_slots = 0
         self._generation = 0
         self._chunks, self._tails = order(policy), Lru()
         self.entries: dict[int, Entry] = {}
@@ -183,6 +186,9 @@ class Shelf:
         self._free_slots.append(entry.slot)
         self._extents.release(entry.offset, need)
         self._tenants[entry.tenant] -= need
+        if entry.tail:
+            self._tail_bytes -= need
+            self._tail_slots -= 1
         if not self._tenants[entry.tenant]:
             del self._tenants[entry.tenant]
 
@@ -276,7 +282,7 @@ class Shelf:
     def _evict(self, gone: list[Entry], chosen: Callable[[Entry], bool], of: bytes | None = None, looks_max: int | None = None) -> bool:
         if self.frozen:
             return False
-        for queue in (self._tails, self._chunks):
+        for queue in self._queues(last_resort=looks_max is None):
             slot = queue.evict(lambda slot: self._goes(self.entries[slot], chosen, of), looks_max)
             if slot is not None:
                 entry = self.entries[slot]
@@ -284,6 +290,12 @@ class Shelf:
                 gone.append(entry)
                 return True
         return False
+
+    def _queues(self, *, last_resort: bool) -> Sequence[Order]:
+        """Where to look for what goes, in that order. Tails go first, but a prompt is handed over by those just written: so some stay."""
+        if max(self._tail_bytes / self._extents.size, self._tail_slots / self._slots) > TAILS_SHARE:
+            return self._tails, self._chunks
+        return (self._chunks, self._tails) if last_resort else (self._chunks,)
 
     @staticmethod
     def _goes(entry: Entry, chosen: Callable[[Entry], bool], of: bytes | None) -> bool:
@@ -297,6 +309,9 @@ class Shelf:
         if not entry.doomed:
             self.index[entry.key] = entry
         self._tenants[entry.tenant] += self._taken(entry.length)
+        if entry.tail:
+            self._tail_bytes += self._taken(entry.length)
+            self._tail_slots += 1
         if entry.expires_at:
             heapq.heappush(self._expiring, (entry.expires_at, entry.slot, entry.generation))
 

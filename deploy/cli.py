@@ -136,6 +136,10 @@ def _bench(options: argparse.Namespace, settings: Settings) -> int:
         from deploy.bench import index
 
         return index.run(options)
+    if options.bench == "soak":
+        from deploy.bench import soak
+
+        return soak.run(options)
     if options.bench == "tiers":
         from deploy.bench import tiers
 

@@ -24,7 +24,7 @@ IMPORTED_ONLY_BY = {
     "starlette": ("router/",),
     "uvicorn": ("router/",),
     "opentelemetry": ("router/tracing.py",),
-    "aiohttp": ("router/", "deploy/sim/", "deploy/bench/replay.py", "deploy/bench/router.py"),
+    "aiohttp": ("router/", "deploy/sim/", "deploy/bench/replay.py", "deploy/bench/router.py", "deploy/bench/soak"),
     "transformers": ("deploy/",),
     "tokenizers": ("deploy/",),
     "pickle": (),

@@ -18,6 +18,7 @@ def add_to(benches: Any, common: argparse.ArgumentParser, parents: list[argparse
         add(benches, [common, *parents])
     _add_scaling(benches, [common, parents[-1]])
     _add_index(benches, [common, parents[-1]])
+    _add_soak(benches, [common, parents[-1]])
     plot = benches.add_parser("plot", parents=[common], help="draw what the benchmarks' JSON files hold")
     plot.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what --output wrote")
     plot.add_argument("--folder", type=Path, default=Path("."), metavar="DIR", help=f"where the figures go {_DEFAULT}")
@@ -91,6 +92,22 @@ def _add_scaling(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
         "--profile", type=Path, metavar="FILE", help="the workers' rates and sizes, as headstart sim takes it (default: 405B, assumed)"
     )
     scaling.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too")
+
+
+def _add_soak(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
+    text = "requests through a router, a bus and simulated workers that are killed, stopped, drained and added: every token compared, nothing left"
+    soak = benches.add_parser("soak", parents=parents, help=text, description=text)
+    _number(soak, "--requests", 1_000_000, "in all")
+    soak.add_argument("--seed", type=int, help="of all that is asked and broken (default: drawn, and printed)")
+    _number(soak, "--clients", 128, "requests at a time")
+    _number(soak, "--fault-every", 2500, "requests from one fault to the next, in the mean")
+    _number(soak, "--prefill", 2, "prefill workers, each a process")
+    _number(soak, "--decode", 3, "decode workers, each a process")
+    _number(soak, "--router-processes", 1, "processes of the router (router.processes)")
+    soak.add_argument("--speed", type=float, default=1.0, help=f"how many times faster time passes for the workers {_DEFAULT}")
+    soak.add_argument("--folder", type=Path, metavar="DIR", help="where the NVMe tier's files go for the time (default: the system's /tmp)")
+    soak.add_argument("--logs", type=Path, metavar="DIR", help="keep the processes' output there")
+    soak.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there, too, each minute")
 
 
 def _add_decode(benches: Any, parents: list[argparse.ArgumentParser]) -> None:

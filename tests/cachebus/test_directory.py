@@ -99,6 +99,25 @@ def test_tails_go_before_chunks_and_are_no_news() -> None:
     assert node.stat("tail_blocks") == 0
 
 
+def test_where_chunks_fill_a_tier_the_last_tails_stay() -> None:
+    node = Node(pages=64)
+    node.store(*range(60))
+    for tail in range(100, 104):
+        node.store(tail, tail=True)
+    node.store(*range(60, 70))
+    assert node.stat("tail_blocks") == 4, "a prompt that was just computed can be handed over"
+    assert node.events[-1] == Stored([key(number) for number in range(60, 70)])
+    assert node.acquire(9) == Granted(0, [])
+    node.store(104, tail=True)
+    node.store(70)
+    assert node.stat("tail_blocks") == 4
+    assert node.acquire(100) == Granted(0, []), "those written before make room"
+    granted = node.acquire(104)
+    assert granted is not None
+    assert [extent.key for extent in granted.extents] == [key(104)]
+    node.directory.check_integrity()
+
+
 def test_what_is_leased_or_being_written_is_never_evicted() -> None:
     node = Node(pages=2)
     node.store(1)
