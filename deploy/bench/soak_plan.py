@@ -24,7 +24,7 @@ PROFILE = Profile(
     max_num_batched_tokens=1024,
     max_num_seqs=48,
     prefill_tokens_per_second=((1, 12_000.0),),
-    decode_ms=((1, 20.0), (32, 22.0)),
+    decode_ms=((1, 30.0), (48, 33.0)),
     pull_ms=1.0,
     publish_gb_per_second=10,
 )
@@ -34,12 +34,12 @@ PREFILL_TOKENS_MIN = 256
 """A prompt that lacks fewer goes straight to decode."""
 
 COMPLETIONS, CHAT, MESSAGES, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses"
-_APIS = {COMPLETIONS: 0.68, CHAT: 0.18, MESSAGES: 0.08, RESPONSES: 0.06}
-_DOCUMENTS, _DOCUMENT_TOKENS, _MARK_TOKENS = 800, (40, 400), 16
+_APIS = {COMPLETIONS: 0.75, CHAT: 0.13, MESSAGES: 0.07, RESPONSES: 0.05}
+_DOCUMENTS, _DOCUMENT_TOKENS, _MARK_TOKENS = 900, (32, 288), 16
 _NEW_DOCUMENT_SHARE, _SHARED, _LONG = 0.004, 0.95, 0.004
 _OWN_TOKENS, _OWN_TOKENS_ALONE, _OWN_TOKENS_LONG = (1, 40), (8, 240), (300, 1200)
-_ANSWER_TOKENS = (1, 6)
-_STREAMED, _GREEDY, _AS_TEXT, _WITH_IDS = 0.35, 0.8, 0.2, 0.5
+_ANSWER_TOKENS = (1, 4)
+_STREAMED, _GREEDY, _AS_TEXT, _WITH_IDS = 0.25, 0.75, 0.15, 0.5
 _LEAVES, _LEAVES_BEFORE, _LEAVES_WITHIN_SECONDS = 0.04, 0.4, 0.15
 
 Kind = Literal["kill", "drain", "stop", "join", "stop bus", "stop router", "kill bus", "kill router"]
