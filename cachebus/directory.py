@@ -14,6 +14,7 @@ its reader waits for its record to say that it is committed (or doomed, where it
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -28,6 +29,9 @@ from cachebus.tiers import PROBED_AT_ONCE, REMOTE, Tiers
 
 WAITERS_MAX = 4096
 """Acquires that may wait for a writer at one time; one more is answered at once with what is there."""
+
+LOST_TAILS_MAX = 1024
+"""So many of the tail blocks that were evicted last are remembered: they have been, and nobody need wait for them to come."""
 
 CACHEBUS = "cachebus"
 """The holder of extents that the daemon itself fills; it has no lock, so a new daemon takes them for abandoned."""
@@ -66,6 +70,7 @@ class Directory:
         self._leases = Leases(self.epoch)
         self._waiters: list[_Waiter] = []
         self._unattached: set[str] = set()
+        self._lost_tails: OrderedDict[bytes, None] = OrderedDict()
 
     # What engines ask.
 
@@ -90,6 +95,9 @@ class Directory:
             known = self.dram.index.get(new.key)
             if known is not None:
                 if known.layout == request.layout or not known.may_go() or self.dram.frozen:
+                    if known.tail:
+                        # Somebody computed it again, and is about to hand it over.
+                        self.dram.use(known, known.used_at)
                     continue
                 effects += self._evicted([known], free=True)
             entry = self._place(Wanted(new.key, new.length, request.layout, request.holder, new.tail, new.tenant, new.expires_at), effects)
@@ -294,7 +302,7 @@ class Directory:
         if found == len(request.keys):
             return False
         if request.expected:
-            return not found
+            return not found and request.keys[0] not in self._lost_tails
         if waiter.probe:
             return True
         entry = self.dram.index.get(request.keys[found])
@@ -351,6 +359,7 @@ class Directory:
         if entry is None:
             self.counters.no_room += 1
             return None
+        self._lost_tails.pop(wanted.key, None)
         effects.append(WriteRecord(entry.slot, entry.record()))
         return entry
 
@@ -358,6 +367,10 @@ class Directory:
         effects: list[Effect] = []
         for entry in gone:
             self.counters.evicted += 1
+            if entry.tail:
+                self._lost_tails[entry.key] = None
+                if len(self._lost_tails) > LOST_TAILS_MAX:
+                    self._lost_tails.popitem(last=False)
             if free:
                 effects += self.drop(entry)
             else:

@@ -99,7 +99,7 @@ def _add_soak(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
     soak = benches.add_parser("soak", parents=parents, help=text, description=text)
     _number(soak, "--requests", 1_000_000, "in all")
     soak.add_argument("--seed", type=int, help="of all that is asked and broken (default: drawn, and printed)")
-    _number(soak, "--clients", 128, "requests at a time")
+    _number(soak, "--clients", 160, "requests at a time")
     _number(soak, "--fault-every", 4000, "requests from one fault to the next, in the mean")
     _number(soak, "--prefill", 2, "prefill workers, each a process")
     _number(soak, "--decode", 3, "decode workers, each a process")

@@ -31,7 +31,7 @@ from deploy.bench.soak_plan import PROFILE, Asked, Fault, Requests, faults
 _TELL_SECONDS, _WRITE_SECONDS = 10.0, 60.0
 _REFUSED_PAUSE_SECONDS = 0.2
 _QUIET_SECONDS_MAX, _LOOK_SECONDS = 45.0, 0.5
-_WARM = 0.5
+_WARM = 0.3
 """Share of the requests after which router and bus count as warm: what they grow by from then on is held against a bound."""
 _EXCUSED_SECONDS = 2.0
 """So long after a router's death a connection may still turn out to be cut."""

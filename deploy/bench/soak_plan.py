@@ -22,9 +22,9 @@ PROFILE = Profile(
     blocks=500,
     max_model_len=2048,
     max_num_batched_tokens=1024,
-    max_num_seqs=48,
+    max_num_seqs=64,
     prefill_tokens_per_second=((1, 12_000.0),),
-    decode_ms=((1, 30.0), (48, 33.0)),
+    decode_ms=((1, 60.0), (64, 64.0)),
     pull_ms=1.0,
     publish_gb_per_second=10,
 )
@@ -43,8 +43,8 @@ _STREAMED, _GREEDY, _AS_TEXT, _WITH_IDS = 0.25, 0.75, 0.15, 0.5
 _LEAVES, _LEAVES_BEFORE, _LEAVES_WITHIN_SECONDS = 0.04, 0.4, 0.15
 
 Kind = Literal["kill", "drain", "stop", "join", "stop bus", "stop router", "kill bus", "kill router"]
-_FAULTS: dict[Kind, float] = {"kill": 30, "drain": 20, "stop": 16, "join": 10, "stop bus": 6, "stop router": 4, "kill bus": 7, "kill router": 7}
-KILLS_OF_ONE_UNTIL = 0.4
+_FAULTS: dict[Kind, float] = {"kill": 30, "drain": 20, "stop": 16, "join": 10, "stop bus": 6, "stop router": 4, "kill bus": 12, "kill router": 12}
+KILLS_OF_ONE_UNTIL = 0.25
 """Share of the requests after which bus and router live on, so that what they leak can be seen."""
 _STOP_SECONDS = {"stop": (0.5, 5.0), "stop bus": (0.2, 2.0), "stop router": (0.2, 2.0)}
 _AWAY_SECONDS = (0.0, 3.0)

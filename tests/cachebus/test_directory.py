@@ -67,6 +67,32 @@ def test_what_is_expected_is_waited_for_before_anybody_writes_it_and_answered_as
     assert answer(node.directory.tick(100)).body == Granted(0, []), "the first is waited for, no other"
 
 
+def test_a_tail_that_was_there_and_is_gone_is_not_waited_for() -> None:
+    node = Node(pages=2)
+    node.store(1)
+    node.store(2, tail=True)
+    assert node.acquire(3, wait_ms=100, expected=True) is None
+    node.store(4)
+    assert node.acquire(2, wait_ms=100, expected=True) == Granted(0, [])
+    slots = node.reserve(2, tail=True)
+    assert node.acquire(2, wait_ms=100, expected=True) is None, "it comes again"
+    granted = answer(node.commit(slots)).body
+    assert isinstance(granted, Granted)
+    assert [extent.key for extent in granted.extents] == [key(2)]
+
+
+def test_a_tail_that_is_computed_again_stays_the_longer() -> None:
+    node = Node(pages=64)
+    for tail in range(1, 11):
+        node.store(tail, tail=True)
+    assert node.reserve(1, tail=True) == []
+    node.store(*range(100, 155))
+    assert node.acquire(2) == Granted(0, [])
+    granted = node.acquire(1)
+    assert granted is not None
+    assert [extent.key for extent in granted.extents] == [key(1)]
+
+
 def test_a_writer_that_gives_up_or_dies_lets_the_waiting_go() -> None:
     node = Node()
     (slot,) = node.reserve(1)
