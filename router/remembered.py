@@ -56,15 +56,23 @@ class Remembered:
         if not names or not tokens or len(text) > self._bytes_max:
             return
         rendered = _Rendered(names, text, tokens, keys)
+        before = {id(known): known for name in names if (known := self._by_name.get(name)) is not None}
         self._by_name.update(dict.fromkeys(names, rendered))
         self._prompts[id(rendered)] = rendered
         self._bytes += len(text)
+        for known in before.values():
+            # One that begins like another, or is the same again, takes its names over: without any it would only take room.
+            if all(self._by_name.get(name) is not known for name in known.names):
+                self._forget(known)
         while self._bytes > self._bytes_max:
-            _, oldest = self._prompts.popitem(last=False)
-            self._bytes -= len(oldest.text)
-            for name in oldest.names:
-                if self._by_name.get(name) is oldest:
-                    del self._by_name[name]
+            self._forget(next(iter(self._prompts.values())))
+
+    def _forget(self, rendered: _Rendered) -> None:
+        del self._prompts[id(rendered)]
+        self._bytes -= len(rendered.text)
+        for name in rendered.names:
+            if self._by_name.get(name) is rendered:
+                del self._by_name[name]
 
     def find(self, space: bytes, text: bytes, chunk_tokens: int) -> Guess | None:
         """What is known of a text; None where it begins like no other."""

@@ -20,13 +20,14 @@ from cachebus.region import Region
 from cachebus.table import Record, State
 from deploy.bench.soak_cluster import BUS, SoakCluster
 from deploy.launcher import registered
+from router import remembered
 
 _ANSWER_MS = 5000
 _QUIET = ("leases", "waiters", "writing", "promoting", "claims", "lent", "unattached_holders", "write_behind_bytes")
 """The bus's counters that are 0 where nobody does anything."""
 FILES_GROWN_MAX = 64
-MEMORY_GROWN_MAX = 48 << 20, 0.25
-"""What a process may take more at the end than when it was last counted as warm: bytes, or a share where that is more."""
+MEMORY_GROWN_MAX = 48 << 20
+"""Files that a process may have open, and bytes it may take, more at the end than when it counted as warm; a router keeps rendered prompts beside."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def grown(warm: dict[str, Size], now: dict[str, Size]) -> list[str]:
             continue
         if after.files - before.files > FILES_GROWN_MAX:
             found.append(f"{name} has {after.files} files open, {before.files} when it was warm")
-        if after.memory - before.memory > max(MEMORY_GROWN_MAX[0], MEMORY_GROWN_MAX[1] * before.memory):
+        if after.memory - before.memory > MEMORY_GROWN_MAX + (0 if name == BUS else remembered.BYTES_MAX):
             found.append(f"{name} takes {after.memory >> 20} MiB, {before.memory >> 20} when it was warm")
     return found
 

@@ -76,3 +76,18 @@ def test_tools_and_messages_make_a_chats_text() -> None:
     assert text_of({"messages": messages, "temperature": 0}) == text_of({"messages": messages, "max_tokens": 5})
     assert text_of({"messages": messages}) != text_of({"messages": messages, "tools": [{"type": "function"}]})
     assert text_of({"prompt": "a\udc80"}) == b"a\xed\xb2\x80"
+
+
+def test_a_text_that_is_rendered_again_and_again_takes_the_room_of_one() -> None:
+    text, other = words(1, 1000), words(2, 1000)
+    known = Remembered(bytes_max=2 * len(text))
+    known.add(b"s", other, 1000, KEYS[:3])
+    for _ in range(5):
+        known.add(b"s", text, 1000, KEYS[:3])
+        known.add(b"s", text[:-4] + b"end ", 1000, KEYS[:3])
+    assert known.find(b"s", text, CHUNK) is not None
+    assert known.find(b"s", other, CHUNK) is not None
+    known.add(b"s", words(3, 1000), 1000, KEYS[:3])
+    assert known.find(b"s", words(3, 1000), CHUNK) is not None
+    assert known.find(b"s", other, CHUNK) is not None, "it was of use last"
+    assert known.find(b"s", text, CHUNK) is None
