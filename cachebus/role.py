@@ -33,15 +33,10 @@ def run(cache: CacheSettings, security: SecuritySettings) -> int:
     living = holder.living(run_dir)
     if living and not path.exists():
         raise RegionError(f"{len(living)} living processes still use a region at {path} that is gone: stop the workers first")
+    # From here on, since a signal in the middle of making a large region would leave what there is of it in memory.
+    ending = _asked_to_end()
     region = Region.make_or_adopt(path, size, may_replace=not living)
     metrics = BusMetrics()
-    ending = threading.Event()
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        ending.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
     daemon = Daemon(run_dir, region, _digest_key(cache, security, run_dir), metrics, cache, security, ending)
     if cache.metrics_port:
         metrics.serve(cache.metrics_host, cache.metrics_port)
@@ -57,6 +52,18 @@ def run(cache: CacheSettings, security: SecuritySettings) -> int:
         os.close(lock)
     log.info("cachebus stopped")
     return 0
+
+
+def _asked_to_end() -> threading.Event:
+    """Set by SIGTERM and SIGINT, which do nothing else any more."""
+    ending = threading.Event()
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        ending.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    return ending
 
 
 def _lock(run_dir: Path) -> int:

@@ -195,3 +195,21 @@ def test_reservations_do_not_outgrow_the_region(bus: Bus) -> None:
     assert found["dram_bytes"] <= found["dram_capacity_bytes"]
     assert found["no_room_total"] > 0
     client.close()
+
+
+def test_a_daemon_that_is_ended_while_it_makes_its_region_leaves_nothing_of_it(tmp_path: Path) -> None:
+    region = Path("/dev/shm") / f"headstart-test-{tmp_path.parent.name}-{tmp_path.name}"
+    settings = (f"cache.run_dir={tmp_path}", f"cache.region_path={region}", "cache.max_local_cpu_size=1")
+    daemon = subprocess.Popen([sys.executable, "-m", "deploy", "cachebus", *(part for one in settings for part in ("--set", one))])
+    made = region.with_suffix(".new")
+    try:
+        wait_for(lambda: made.exists() or region.exists(), 60)
+        daemon.terminate()
+        assert daemon.wait(60) == 0
+        assert not made.exists()
+        assert not region.exists()
+    finally:
+        daemon.kill()
+        daemon.wait()
+        made.unlink(missing_ok=True)
+        region.unlink(missing_ok=True)
