@@ -55,7 +55,7 @@ def ask(url: str, path: str, body: dict[str, Any], api_key: str = "") -> Answer:
             raise HeadstartError(f"{url}{path}: the stream ended early")
         return answer
     except (OSError, http.client.HTTPException) as error:
-        raise HeadstartError(f"{url}{path}: {error or type(error).__name__}") from error
+        raise HeadstartError(f"{url}{path}: {str(error) or type(error).__name__}") from error
     finally:
         connection.close()
 

@@ -119,7 +119,7 @@ class Decoding:
             except (LegFailed, EngineFailed, EngineAnswer, Diverged, *LegBroken) as error:
                 if isinstance(error, EngineAnswer) and not call.sent:
                     raise
-                log.warning("request %s: decode on %s failed: %s", call.request_id, worker.worker, error or type(error).__name__)
+                log.warning("request %s: decode on %s failed: %s", call.request_id, worker.worker, str(error) or type(error).__name__)
                 if isinstance(error, LegRefused):
                     refused.append(worker.worker)
                 if isinstance(error, Diverged | EngineAnswer):

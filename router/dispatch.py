@@ -233,7 +233,7 @@ class Dispatcher:
                 return await arrived(report, self._settings.report_ms_max)
             except (LegFailed, *LegBroken) as error:
                 outcome = "failed"
-                log.warning("request %s: prefill on %s failed: %s", request_id, worker.worker, error or type(error).__name__)
+                log.warning("request %s: prefill on %s failed: %s", request_id, worker.worker, str(error) or type(error).__name__)
             finally:
                 self._metrics.prefills.labels(outcome).inc()
                 self._fleet.end(leg, time.monotonic())

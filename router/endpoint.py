@@ -104,7 +104,7 @@ class Endpoint(ABC):
                 gateway.fleet.health.refused(refused, time.monotonic())
                 return worker, said
             except (LegFailed, *LegBroken) as error:
-                log.warning("%s failed to answer to %s: %s", worker.worker, self._path, error or type(error).__name__)
+                log.warning("%s failed to answer to %s: %s", worker.worker, self._path, str(error) or type(error).__name__)
                 tried.add(worker.worker)
                 if isinstance(error, LegRefused):
                     refused.append(worker.worker)

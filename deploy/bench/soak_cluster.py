@@ -34,6 +34,7 @@ _START_SECONDS_MAX = 90.0
 _REGION_GB, _DISK_GB = 0.048, 0.64
 """Room for about a thousand chunks in DRAM and half as many on disk: fewer than the documents have."""
 _JOINED_MAX = 2
+_TRACEBACK = b"Traceback (most recent call last)"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class SoakCluster:
         self._profile.write_bytes(msgspec.json.encode(PROFILE))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._draining: set[str] = set()
+        self._logged_before = {path: path.stat().st_size for path in logs.glob("*.log")}
         self._numbers = itertools.count()
         self.done = Done()
         cache = [f"run_dir={self.run_dir}", f"region_path={self.region}", f"chunk_size={CHUNK_TOKENS}", "pull_tokens_min=16"]
@@ -144,6 +146,7 @@ class SoakCluster:
                     found.append(f"{name} ended with {code}" if code is not None else f"{name} did not end within {_END_SECONDS_MAX} s")
         found += [f"process {pid} is left" for pid in process_tree.descendants(os.getpid()) if self._is_ours(pid)]
         found += [f"{path} is left" for path in self._regions()]
+        found += self._tracebacks()
         found += [f"holder {name} is still locked" for name in holder.living(self.run_dir)]
         return found
 
@@ -154,6 +157,16 @@ class SoakCluster:
         self._place.cleanup()
         for path in self._regions():
             path.unlink(missing_ok=True)
+
+    def _tracebacks(self) -> list[str]:
+        """None is due: what a client or a dead neighbour can cause is an error in words."""
+        found = []
+        for path in sorted(self._logs.glob("*.log")):
+            with path.open("rb") as file:
+                file.seek(self._logged_before.get(path, 0))
+                if count := sum(line.startswith(_TRACEBACK) for line in file):
+                    found.append(f"{path.name} has {count} tracebacks")
+        return found
 
     def _regions(self) -> list[Path]:
         return list(self.region.parent.glob(f"{self.region.name}*"))

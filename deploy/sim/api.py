@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -184,7 +185,11 @@ class Api:
         self._engine.submit(Ask(request_id, list(understood.prompt), understood.max_tokens, understood.salt, understood.transfer))
         try:
             if understood.stream:
-                return await self._stream(request, answer, waiting)
+                response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+                # A client may leave between two events, before that cancels its request.
+                with contextlib.suppress(ConnectionResetError):
+                    await self._stream(response, request, answer, waiting)
+                return response
             while not answer.ended:
                 sampled = await waiting.get()
                 answer.take([sampled.token])
@@ -196,9 +201,8 @@ class Api:
             if len(answer.token_ids) < understood.max_tokens:
                 self._engine.abort(request_id)
 
-    async def _stream(self, request: web.Request, answer: Answer, waiting: asyncio.Queue[Sampled]) -> web.StreamResponse:
+    async def _stream(self, response: web.StreamResponse, request: web.Request, answer: Answer, waiting: asyncio.Queue[Sampled]) -> None:
         # As vLLM does, the headers go out at once, before anything is computed.
-        response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         if first := answer.first_event():
             await response.write(first)
@@ -210,7 +214,6 @@ class Api:
             event = answer.event([one.token for one in sampled])
             await response.write(event + answer.last_events() if answer.ended else event)
         await response.write_eof()
-        return response
 
 
 def _as_it_is(body: Any) -> Any:
