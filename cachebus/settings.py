@@ -45,6 +45,8 @@ class ModelSettings(Section, frozen=True):
     """Run without compiled graphs: a faster start, a slower engine on GPUs"""
     seed: int = 0
     """Seed of the engine"""
+    segment_cache_mb: int = 64
+    """Megabytes (1e6 bytes) for token ids of texts that a worker's API server tokenised before, at 4 bytes a token; 0: tokenise every prompt whole"""
     adapters: list[str] = []  # noqa: RUF012 - msgspec gives each its own
     """LoRA adapters that every worker serves beside the model: NAME=FOLDER, NAME as clients have it in `model`"""
 
@@ -53,7 +55,7 @@ class ModelSettings(Section, frozen=True):
         return {name: folder for name, _, folder in (adapter.partition("=") for adapter in self.adapters)}
 
     def problems(self) -> list[Problem]:
-        problems = negative(self, "max_model_len", "block_size", "seed")
+        problems = negative(self, "max_model_len", "block_size", "seed", "segment_cache_mb")
         problems += [("adapters", f"{adapter!r} is not NAME=FOLDER") for adapter in self.adapters if not all(adapter.partition("="))]
         if len(self.named_adapters()) < len(self.adapters) or (self.served_name or self.name) in self.named_adapters():
             problems.append(("adapters", "two have the same name, or one has the model's"))

@@ -175,15 +175,15 @@ class GenerationEndpoint(Endpoint):
         guess = gateway.remembered.find(space, text, worker.chunk_size)
         if guess is not None and (known := gateway.dispatcher.straight(worker, model, guess)) is not None:
             return known, worker, None
-        worker, token_ids = await self._render(worker, model, body)
+        worker, token_ids = await self._render(worker, model, body, terms)
         if token_ids is not None:
             gateway.lengths.learn(model, len(raw), len(token_ids))
             gateway.remembered.add(space, text, len(token_ids), gateway.dispatcher.keys(worker, model, token_ids, terms))
         return None, worker, token_ids
 
-    async def _render(self, worker: Worker, model: str, body: dict[str, Any]) -> tuple[Worker, list[int] | None]:
+    async def _render(self, worker: Worker, model: str, body: dict[str, Any], terms: Terms) -> tuple[Worker, list[int] | None]:
         """The prompt's ids, and the worker that rendered them."""
-        return await self._anywhere(worker, model, lambda asked: self._gateway.legs.render(asked, self._path, body))
+        return await self._anywhere(worker, model, lambda asked: self._gateway.legs.render(asked, self._path, body, terms))
 
 
 def _renders(worker: Worker, path: str) -> bool:

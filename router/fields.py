@@ -85,6 +85,11 @@ def prefill_body(model: str, token_ids: Sequence[int], transfer_id: str, terms: 
     return msgspec.json.encode(request)
 
 
+def render_body(body: dict[str, Any], terms: Terms) -> bytes:
+    """What an engine is asked to render: the salt is there since an engine keeps what it tokenised for each salt apart."""
+    return msgspec.json.encode({**body, "stream": False, "stream_options": None, **_salted(terms)})
+
+
 def decode_body(path: str, asked: DecodeRequest, transfer_id: str, token_ids: Sequence[int] | None, terms: Terms, follow_ms: int = 0) -> bytes:
     """The decode leg: everything the client sent and the router's transfer parameters.
 

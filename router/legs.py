@@ -16,7 +16,7 @@ import msgspec
 from cachebus.messages import Worker
 from router.apis import COMPLETIONS
 from router.callers import Terms
-from router.fields import prefill_body
+from router.fields import prefill_body, render_body
 from router.health import Health
 from router.timeline import Phase, phase
 from router.transcript import EngineFailed
@@ -102,12 +102,12 @@ class Legs:
                 raise
             self.health.succeeded(worker.worker, time.monotonic())
 
-    async def render(self, worker: Worker, path: str, body: dict[str, Any]) -> list[int] | None:
+    async def render(self, worker: Worker, path: str, body: dict[str, Any], terms: Terms) -> list[int] | None:
         """The prompt's token ids as the engine itself renders them; None where they alone don't make the prompt (images, say).
 
         Raises EngineAnswer where the engine refuses the request, and LegFailed or LegBroken where the worker fails.
         """
-        request = msgspec.json.encode({**body, "stream": False, "stream_options": None})
+        request = render_body(body, terms)
         address = f"{worker.url}{path}/render"
         async with (
             self._at(worker, "render") as now,

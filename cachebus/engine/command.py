@@ -21,6 +21,7 @@ from cachebus.zeromq import QUEUE_MAX
 from cachebus.zeromq_engine import STEPS_KEPT, EngineEndpoints
 
 PROVEN_VERSIONS = ("0.25.1", "0.32.0")
+VLLM_SERVER = "vllm.entrypoints.openai.api_server"
 _RENDER_FLAG_SINCE = (0, 32)
 
 
@@ -61,7 +62,16 @@ def engine_command(spec: WorkerSpec, port: int, version: tuple[int, ...], endpoi
     configs = ["--kv-transfer-config", json.dumps(transfer_config(spec))]
     if spec.cache.hbm_events:
         configs += ["--kv-events-config", json.dumps(events_config(endpoints))]
-    return [*plain_command(spec.model, spec.pool, port), *adapter_arguments(spec.adapters), *configs, *flags]
+    return [*plain_command(spec.model, spec.pool, port, server=_server(spec)), *adapter_arguments(spec.adapters), *configs, *flags]
+
+
+def _server(spec: WorkerSpec) -> list[str]:
+    """The module that is a worker's API server, and what it takes before vLLM's own arguments."""
+    if not spec.model.segment_cache_mb:
+        return [VLLM_SERVER]
+    # Where there are tenants, a text without a salt may be any one's.
+    settings = {"bytes_max": spec.model.segment_cache_mb * 1_000_000, "salted_only": bool(spec.security.tenants_file)}
+    return ["cachebus.engine.api_server", json.dumps(settings)]
 
 
 def adapter_arguments(adapters: Sequence[Adapter]) -> list[str]:
@@ -112,7 +122,9 @@ def transfer_config(spec: WorkerSpec) -> dict[str, Any]:
     }
 
 
-def plain_command(model: ModelSettings, pool: WorkerSettings, port: int, python: str = sys.executable) -> list[str]:
+def plain_command(
+    model: ModelSettings, pool: WorkerSettings, port: int, python: str = sys.executable, server: Sequence[str] = (VLLM_SERVER,)
+) -> list[str]:
     """The argument vector of vLLM's API server on ``port`` without Headstart: what every answer is compared with."""
     options: list[tuple[str, object]] = [
         ("--model", model.name),
@@ -134,7 +146,7 @@ def plain_command(model: ModelSettings, pool: WorkerSettings, port: int, python:
     flags = ["--enable-prefix-caching", "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
     if model.enforce_eager:
         flags.append("--enforce-eager")
-    return [python, "-m", "vllm.entrypoints.openai.api_server", *given, *flags, *pool.engine_args]
+    return [python, "-m", *server, *given, *flags, *pool.engine_args]
 
 
 def served_name(model: ModelSettings) -> str:

@@ -82,6 +82,8 @@ def test_both_legs_are_under_the_tenants_salt(make_engine: MakeEngine, guarded: 
         assert guarded.post({"model": "m", "prompt": LONG}, headers=tenants.bearer(name))[1]["x-headstart-route"] == "prefill+decode"
     salts = guarded.gateway.tenants.now.salts
     assert [body["cache_salt"] for body in prefill.bodies] == [body["cache_salt"] for body in decode.bodies] == [salts["a"], salts["b"]]
+    # An engine keeps what it tokenised, too, apart for each salt.
+    assert [body["cache_salt"] for body in decode.rendered] == [salts["a"], salts["b"]]
 
 
 def test_what_must_not_be_stored_is_not_prefilled_elsewhere(make_engine: MakeEngine, router: RouterUnderTest) -> None:

@@ -43,7 +43,7 @@ async def answering(body: bytes, status: int = 200, *, pause_seconds: float = 0,
 
 async def render(body: bytes, status: int = 200, path: str = CHAT) -> list[int] | None:
     async with answering(body, status) as (legs, worker):
-        return await legs.render(worker, path, {"messages": []})
+        return await legs.render(worker, path, {"messages": []}, Terms())
 
 
 def test_what_a_rendering_says() -> None:
@@ -74,7 +74,7 @@ def test_a_worker_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
     async def scenario() -> None:
         async with answering(b"{}", pause_seconds=5) as (legs, worker):
             with pytest.raises(LegBroken):
-                await legs.render(worker, CHAT, {})
+                await legs.render(worker, CHAT, {}, Terms())
             with pytest.raises(LegBroken):
                 await legs.prefill(worker, "m", [1], "t", "r", Terms())
 
@@ -86,7 +86,7 @@ def test_an_idle_connection_is_given_up_before_the_engine_closes_it() -> None:
         async with answering(b'{"token_ids": [1]}') as (legs, worker):
             connector = legs._session.connector
             assert connector is not None
-            await legs.render(worker, CHAT, {})
+            await legs.render(worker, CHAT, {}, Terms())
             assert connector._keepalive_timeout < 5, "vLLM's own limit (VLLM_HTTP_TIMEOUT_KEEP_ALIVE)"
 
     asyncio.run(scenario())
@@ -100,7 +100,7 @@ def test_a_worker_that_points_elsewhere_is_not_followed(status: int) -> None:
             answering(b"", status, more=f"location: {stranger.url}/\r\n".encode()) as (legs, worker),
         ):
             with pytest.raises(LegFailed, match=str(status)):
-                await legs.render(worker, CHAT, {})
+                await legs.render(worker, CHAT, {}, Terms())
             with pytest.raises(LegFailed, match=str(status)):
                 await legs.prefill(worker, "m", [1], "t", "r", Terms())
             with pytest.raises(LegFailed, match=str(status)):

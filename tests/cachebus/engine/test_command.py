@@ -46,3 +46,18 @@ def test_what_a_killed_engine_leaves_is_removed(tmp_path: Path) -> None:
 def test_everything_else_is_the_same(tmp_path: Path, hbm_events: bool) -> None:
     arguments = command(tmp_path, EngineEndpoints.make(tmp_path), hbm_events=hbm_events)
     assert {"--kv-transfer-config", "--enable-prefix-caching", "--enable-scale-out"} <= set(arguments)
+
+
+def test_the_segment_cache_is_before_vllms_own_server(tmp_path: Path) -> None:
+    def started(mb: int, tenants_file: str = "") -> list[str]:
+        model, security = ModelSettings(name="m", segment_cache_mb=mb), SecuritySettings(tenants_file=tenants_file)
+        spec = WorkerSpec("w", "decode", model, WorkerSettings(), CacheSettings(), security, tmp_path)
+        return engine_command(spec, 1234, (0, 32, 0), EngineEndpoints.make(tmp_path))
+
+    with_it, without = started(2), started(0)
+    at = with_it.index("cachebus.engine.api_server")
+    assert json.loads(with_it[at + 1]) == {"bytes_max": 2_000_000, "salted_only": False}
+    assert without[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
+    assert with_it[at + 2 : at + 6] == without[3:7]
+    # A text without a salt may be any tenant's.
+    assert json.loads(started(2, "tenants.yaml")[at + 1])["salted_only"] is True
