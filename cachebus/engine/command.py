@@ -163,10 +163,20 @@ def engine_environment(pool: WorkerSettings, environ: Mapping[str, str]) -> dict
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONUNBUFFERED": "1",
     }
-    defaults = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_NUM_OF_RESERVED_CPU": str(reserved_cpus(len(os.sched_getaffinity(0))))}
+    cpus = len(os.sched_getaffinity(0))
+    defaults = {
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": str(reserved_cpus(cpus)),
+        "RAYON_NUM_THREADS": str(tokenizer_threads(cpus)),
+    }
     # Nor who is told that the worker is ready: its engine is sooner.
     kept = {name: value for name, value in environ.items() if not name.startswith(ENVIRONMENT_PREFIX) and name != NOTIFY_SOCKET}
     return {**defaults, **kept, **ours}
+
+
+def tokenizer_threads(cpus: int) -> int:
+    """On how many of ``cpus`` the segments of a new prompt are tokenised at once: the engine's own threads need some meanwhile."""
+    return min(8, max(2, cpus // 2))
 
 
 def reserved_cpus(cpus: int) -> int:

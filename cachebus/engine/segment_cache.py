@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 TokenIds = npt.NDArray[np.uint32]
 
-ENTRY_BYTES = 320
+ENTRY_BYTES = 256
 """What an entry takes beside its ids: the name, the array's header, a place in the dictionary (measured with CPython 3.11)."""
 
 

@@ -13,6 +13,7 @@ from cachebus.keys import chunk_keys, root_key
 
 pytestmark = pytest.mark.engine
 
+CACHED = r'headstart_tokenized_bytes_total\{source="cached"\}'
 EDGES = (100, 255, 256, 257, 384, 511, 512, 513, 640, 700, 1023, 1024, 1025, 1300, 2048)
 
 
@@ -159,3 +160,18 @@ def test_a_prompt_longer_than_the_model_is_the_engines_own_400(live: Live) -> No
         answers.append((error.value.code, error.value.read()))
     assert answers[0][0] == answers[1][0] == 400
     assert b"maximum context length" in answers[0][1]
+
+
+def test_a_text_is_tokenised_once_by_each_worker(live: Live) -> None:
+    system = {"role": "system", "content": live.prompts.text(6000)}
+    for name, url in live.workers().items():
+        known: list[float] = []
+        for question in ("What is it?", "And what else is it?", "And what else is it?"):
+            body = {"model": live.model, "messages": [system, {"role": "user", "content": f"{name}: {question}"}]}
+            before = live.metric(url, CACHED)
+            assert live.post(url, body, "/tokenize")["tokens"] == live.post(live.plain.url, body, "/tokenize")["tokens"]
+            known.append(live.metric(url, CACHED) - before)
+        assert known[0] == 0
+        assert all(more > 4000 for more in known[1:])
+    body = live.body(messages=[system, {"role": "user", "content": "What is it?"}])
+    assert live.ours(body, CHAT).token_ids == live.plains(body, CHAT).token_ids

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from cachebus import zeromq
-from cachebus.engine.command import WorkerSpec, engine_command
+from cachebus.engine.command import WorkerSpec, engine_command, engine_environment, tokenizer_threads
 from cachebus.settings import CacheSettings, ModelSettings, SecuritySettings, WorkerSettings
 from cachebus.zeromq_engine import EngineEndpoints
 
@@ -61,3 +62,9 @@ def test_the_segment_cache_is_before_vllms_own_server(tmp_path: Path) -> None:
     assert with_it[at + 2 : at + 6] == without[3:7]
     # A text without a salt may be any tenant's.
     assert json.loads(started(2, "tenants.yaml")[at + 1])["salted_only"] is True
+
+
+def test_a_long_prompt_does_not_take_all_cores() -> None:
+    assert [tokenizer_threads(cpus) for cpus in (1, 2, 4, 8, 64)] == [2, 2, 2, 4, 8]
+    assert engine_environment(WorkerSettings(), {})["RAYON_NUM_THREADS"] == str(tokenizer_threads(len(os.sched_getaffinity(0))))
+    assert engine_environment(WorkerSettings(), {"RAYON_NUM_THREADS": "1"})["RAYON_NUM_THREADS"] == "1"
