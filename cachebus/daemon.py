@@ -30,9 +30,7 @@ from cachebus.members import Members
 from cachebus.messages import (
     Abandon,
     Acquire,
-    Clear,
     Commit,
-    Count,
     Denied,
     Done,
     Drain,
@@ -40,7 +38,6 @@ from cachebus.messages import (
     Granted,
     Hello,
     Leave,
-    Pin,
     Ping,
     Pong,
     Quarantine,
@@ -59,10 +56,11 @@ from cachebus.messages import (
     Welcome,
     Withdraw,
 )
+from cachebus.messages_handover import Hold, Offer, Stale
 from cachebus.messages_hbm import OpenHbm, ReportHbm
 from cachebus.messages_peers import Lend, Missed
 from cachebus.messages_routers import Claim, EndClaim, TellLoads
-from cachebus.messages_tools import CHUNKS_MAX, ListChunks
+from cachebus.messages_tools import CHUNKS_MAX, Clear, Count, ListChunks, Pin
 from cachebus.metrics import BusMetrics
 from cachebus.node import Node
 from cachebus.region import Region
@@ -155,6 +153,7 @@ class Daemon:
             Commit: lambda c, t, r: self._directory.commit(r.holder, r.entries, _now_ms()),
             Abandon: lambda c, t, r: self._directory.abandon(r.holder, r.slots, _now_ms()),
             Quarantine: self._quarantine,
+            **dict.fromkeys((Offer, Stale, Hold), lambda c, t, r: self._directory.hand_over(c, t, r, _now_ms())),
             ListChunks: lambda c, t, r: [Answer(c, t, census.chunks(self._directory, r.after, max(1, min(r.count_max, CHUNKS_MAX))))],
             Pin: self._pin,
             Clear: self._clear,

@@ -21,11 +21,14 @@ from dataclasses import dataclass, field
 from cachebus import census
 from cachebus.effects import Answer, Effect, Outcome, Publish, WipeRecord, WriteRecord
 from cachebus.leases import Leases
-from cachebus.messages import Acquire, Extent, Granted, Quarantine, Reattach, Removed, Reserve, Reserved, Slot, Stored, WrittenEntry
+from cachebus.messages import Acquire, Granted, Quarantine, Reattach, Removed, Reserve, Reserved, Slot, Stored, WrittenEntry
+from cachebus.messages_handover import HandoverRequest
+from cachebus.offers import Offered, Offers, entries_of
 from cachebus.placement import Policy
 from cachebus.shelf import Entry, Shelf, Wanted
 from cachebus.table import Record
 from cachebus.tiers import PROBED_AT_ONCE, REMOTE, Tiers
+from cachebus.waiter import Waiter
 
 WAITERS_MAX = 4096
 """Acquires that may wait for a writer at one time; one more is answered at once with what is there."""
@@ -35,18 +38,6 @@ LOST_TAILS_MAX = 1024
 
 CACHEBUS = "cachebus"
 """The holder of extents that the daemon itself fills; it has no lock, so a new daemon takes them for abandoned."""
-
-
-@dataclass
-class _Waiter:
-    client: bytes
-    ticket: int
-    request: Acquire
-    deadline_ms: float
-    probe: int = 0
-    """The probe whose answer it waits for; 0: none."""
-    probed_to: dict[str, int] = field(default_factory=dict)
-    """How many of its keys, from the first on, others were asked for or need not be, by who was asked."""
 
 
 @dataclass
@@ -67,8 +58,9 @@ class Directory:
 
     def __post_init__(self) -> None:
         self.dram = Shelf(self.capacity, self.slots, self.policy, tenant_share=self.tenant_share)
+        self.offers = Offers()
         self._leases = Leases(self.epoch)
-        self._waiters: list[_Waiter] = []
+        self._waiters: list[Waiter] = []
         self._unattached: set[str] = set()
         self._lost_tails: OrderedDict[bytes, None] = OrderedDict()
 
@@ -76,7 +68,7 @@ class Directory:
 
     def acquire(self, client: bytes, ticket: int, request: Acquire, now_ms: float) -> list[Effect]:
         """Leases the run of the request's keys that is there or on its way up, or waits for the writer of the next one."""
-        return self._serve(_Waiter(client, ticket, request, now_ms + request.wait_ms), now_ms)
+        return self._serve(Waiter(client, ticket, request, now_ms + request.wait_ms), now_ms)
 
     def withdraw(self, client: bytes, ticket: int) -> list[Effect]:
         """Ends the wait of an acquire, or the lease it was granted; nothing where that has ended already."""
@@ -85,7 +77,16 @@ class Directory:
 
     def release(self, leases: Iterable[int]) -> list[Effect]:
         """Ends leases; unknown ones are passed over, since a lease may have ended with its holder."""
-        return [effect for number in leases for entry in self._leases.end(number) for effect in self._let_go(entry)]
+        effects: list[Effect] = []
+        for number in leases:
+            self.offers.ended(number)
+            effects += [effect for entry in self._leases.end(number) for effect in self._let_go(entry)]
+        return effects
+
+    def hand_over(self, client: bytes, ticket: int, request: HandoverRequest, now_ms: float) -> list[Effect]:
+        """What engines say of blocks of their own: who waits for them is told."""
+        self.offers.take(client, ticket, request, now_ms)
+        return self.tick(now_ms)
 
     def reserve(self, client: bytes, ticket: int, request: Reserve) -> list[Effect]:
         """Gives an extent to each entry that is neither there nor being written, evicting what is to go first."""
@@ -171,6 +172,7 @@ class Directory:
     def holder_died(self, holder: str, now_ms: float) -> list[Effect]:
         """Ends the leases and reservations of a holder that is shown dead."""
         effects = self.release(self._leases.of_holder(holder))
+        self.offers.holder_died(holder)
         self._waiters = [waiter for waiter in self._waiters if waiter.request.holder != holder]
         writing = [(e.slot, e.generation) for e in self.dram.entries.values() if not e.committed and not e.filling and e.holder == holder]
         return effects + self.abandon(holder, writing, now_ms) + self.attach(holder)
@@ -209,8 +211,10 @@ class Directory:
 
     def tick(self, now_ms: float) -> list[Effect]:
         """Answers the waiting acquires whose next key is decided or whose time is up."""
+        self.offers.tick(now_ms)
         waiters, self._waiters = self._waiters, []
-        return [effect for waiter in waiters for effect in self._serve(waiter, now_ms)]
+        effects = [effect for waiter in waiters for effect in self._serve(waiter, now_ms)]
+        return effects + self.offers.answers((waiter.request.keys for waiter in self._waiters if waiter.request.reaches), now_ms)
 
     # What others look at.
 
@@ -221,7 +225,7 @@ class Directory:
     def statistics(self) -> dict[str, float]:
         """Gauges and counters by name."""
         waiting = {"leases": len(self._leases), "waiters": len(self._waiters), "unattached_holders": len(self._unattached)}
-        return {**census.statistics(self), **waiting}
+        return {**census.statistics(self), **waiting, **self.offers.counts()}
 
     def leases(self) -> set[int]:
         """The numbers of all leases."""
@@ -260,21 +264,24 @@ class Directory:
 
     # Inner workings.
 
-    def _serve(self, waiter: _Waiter, now_ms: float) -> list[Effect]:
+    def _serve(self, waiter: Waiter, now_ms: float) -> list[Effect]:
         effects: list[Effect] = []
         run = self._run(waiter.request, effects, now_ms)
         if now_ms < waiter.deadline_ms and len(self._waiters) < WAITERS_MAX and self._worth_waiting(waiter, run, effects):
             self._waiters.append(waiter)
         else:
             effects.append(self._grant(waiter, run, now_ms))
-        for entry in run:
+        for entry in entries_of(run):
             effects += self._let_go(entry)
         return effects
 
-    def _run(self, request: Acquire, effects: list[Effect], now_ms: float) -> list[Entry]:
+    def _run(self, request: Acquire, effects: list[Effect], now_ms: float) -> list[Entry | Offered]:
         """The entries of the request's keys, each held, up to the first that is neither there nor can be brought up."""
-        run: list[Entry] = []
+        run: list[Entry | Offered] = []
         for key in request.keys:
+            if request.reaches and (offered := self.offers.find(key, request.layout, request.reaches, now_ms)) is not None:
+                run.append(offered)
+                continue
             entry = self.dram.index.get(key) or self._promote(key, request.layout, effects, now_ms)
             if entry is None or entry.layout != request.layout or not (entry.committed or entry.filling) or entry.is_overdue(self.now_s(now_ms)):
                 break
@@ -295,9 +302,9 @@ class Directory:
             effects += self.tiers.promote(found, entry)
         return entry
 
-    def _worth_waiting(self, waiter: _Waiter, run: list[Entry], effects: list[Effect]) -> bool:
+    def _worth_waiting(self, waiter: Waiter, run: list[Entry | Offered], effects: list[Effect]) -> bool:
         request, found = waiter.request, len(run)
-        if request.ready_only and any(entry.filling for entry in run):
+        if request.ready_only and any(entry.filling for entry in entries_of(run)):
             return True
         if found == len(request.keys):
             return False
@@ -322,22 +329,24 @@ class Directory:
         effects += started
         return True
 
-    def _grant(self, waiter: _Waiter, run: list[Entry], now_ms: float) -> Answer:
+    def _grant(self, waiter: Waiter, run: list[Entry | Offered], now_ms: float) -> Answer:
         request = waiter.request
         if request.ready_only:
-            run = run[: next((i for i, entry in enumerate(run) if entry.filling), len(run))]
+            run = run[: next((i for i, one in enumerate(run) if isinstance(one, Entry) and one.filling), len(run))]
+        entries = entries_of(run)
         self.counters.granted += len(run)
         self.counters.missed += len(request.keys) - len(run)
         number = 0
         if run:
-            number = self._leases.grant(request.holder, list(run), (waiter.client, waiter.ticket))
+            number = self._leases.grant(request.holder, entries, (waiter.client, waiter.ticket))
         # Deeper chunks first, so that a prefix's end is evicted before its beginning.
-        for entry in reversed(run):
+        for entry in reversed(entries):
             self.dram.use(entry, self.now_s(now_ms))
-        extents = [Extent(e.key, e.offset, e.length, e.digest, e.slot, e.generation, e.committed, e.source) for e in run]
-        for entry in run:
+        extents = [one.extent() for one in run]
+        for entry in entries:
             entry.source = "dram" if entry.committed else entry.source
-        return Answer(waiter.client, waiter.ticket, Granted(number, extents))
+        memories = self.offers.read(number, [one for one in run if isinstance(one, Offered)])
+        return Answer(waiter.client, waiter.ticket, Granted(number, extents, memories))
 
     def _let_go(self, entry: Entry) -> list[Effect]:
         entry.readers -= 1

@@ -29,6 +29,10 @@ class RegionError(BusError):
     """The shared memory region can't be made, adopted or mapped."""
 
 
+class HandoverError(BusError):
+    """Another engine's memory can't be read from here; what it offered comes through the region."""
+
+
 class UnsupportedModel(HeadstartError):
     """A model, layout or parallelism whose KV layout is not proven; named so that silence can't corrupt KV."""
 

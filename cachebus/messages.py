@@ -6,10 +6,11 @@ Fields are only ever appended, with defaults; any other change raises ``codec.PR
 from __future__ import annotations
 
 from cachebus.chunk import TENANT_BYTES
+from cachebus.messages_handover import HandoverRequest, SharedMemory
 from cachebus.messages_hbm import HbmChanged, HbmOpened, HbmRequest
 from cachebus.messages_peers import Lend, Lent, Missed
 from cachebus.messages_routers import Claimed, OtherLoads, RouterRequest
-from cachebus.messages_tools import Chunks, ListChunks
+from cachebus.messages_tools import Chunks, Clear, Count, ListChunks, Pin
 from cachebus.wire import Message, Role, Tier
 
 # Requests of every client.
@@ -62,7 +63,8 @@ class Acquire(Message, frozen=True):
     """Asks for a lease on the longest run of ``keys`` from the first on that any tier has.
 
     A key that another engine is writing is waited for, ``wait_ms`` at most, and so is the shared tier's answer; with ``ready_only`` also the
-    bytes themselves, with ``expected`` also the first key's writer.
+    bytes themselves, with ``expected`` also the first key's writer. ``reaches``: devices whose memory the asker reads, so that it may be
+    granted blocks that another engine offers there, before what the region has.
     """
 
     holder: str
@@ -71,6 +73,7 @@ class Acquire(Message, frozen=True):
     wait_ms: int
     ready_only: bool = False
     expected: bool = False
+    reaches: list[str] = []  # noqa: RUF012 - msgspec gives each message its own
 
 
 class Withdraw(Message, frozen=True):
@@ -169,23 +172,6 @@ class Report(Message, frozen=True):
         return sum(self.pulled.values())
 
 
-# Requests of people's tools.
-
-
-class Pin(Message, frozen=True):
-    """Keeps chunks in DRAM, or with ``pinned`` false lets them be evicted again."""
-
-    keys: list[bytes]
-    pinned: bool
-
-
-class Clear(Message, frozen=True):
-    """Drops all chunks of these tiers, or with ``tenant`` (``cachebus.keys.tenant_id``) those that are its own."""
-
-    tiers: list[Tier]
-    tenant: bytes = b""
-
-
 # Requests of workers' supervisors.
 
 
@@ -249,7 +235,8 @@ class Extent(Message, frozen=True):
     """The bytes of one entry: ``length`` bytes at ``offset`` of the region.
 
     Where they are not ``ready`` the daemon is still bringing them from ``source``: they are there once the table's record in ``slot`` says
-    committed under this ``generation``, and never where it says anything else but reserved.
+    committed under this ``generation``, and never where it says anything else but reserved. With ``memory`` they are not in the region but in
+    these ``blocks`` of an engine's own memory, for as long as it does not reuse them: what is read there is worth what its digest says.
     """
 
     key: bytes
@@ -260,13 +247,16 @@ class Extent(Message, frozen=True):
     generation: int = 0
     ready: bool = True
     source: Tier = "dram"
+    memory: bytes = b""
+    blocks: list[int] = []  # noqa: RUF012 - msgspec gives each message its own
 
 
 class Granted(Message, frozen=True):
-    """Reply to Acquire: the extents of the keys found, in order; no lease (0) where there are none."""
+    """Reply to Acquire: the extents of the keys found, in order; no lease (0) where there are none. ``memories``: those that they name."""
 
     lease: int
     extents: list[Extent]
+    memories: list[SharedMemory] = []  # noqa: RUF012 - msgspec gives each message its own
 
 
 class Slot(Message, frozen=True):
@@ -282,12 +272,6 @@ class Reserved(Message, frozen=True):
     """Reply to Reserve: the slots granted, in the order of the entries, those without one left out."""
 
     slots: list[Slot]
-
-
-class Count(Message, frozen=True):
-    """Reply to Pin and Clear: how many chunks it was done to."""
-
-    count: int
 
 
 class StatReply(Message, frozen=True):
@@ -368,6 +352,7 @@ Request = (
     | Commit
     | Abandon
     | Quarantine
+    | HandoverRequest
     | Reattach
     | Report
     | ListChunks

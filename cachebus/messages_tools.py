@@ -39,3 +39,23 @@ class Chunks(Message, frozen=True):
     chunks: list[ChunkInfo]
     more: bool
     layouts: dict[bytes, tuple[str, str]] = {}  # noqa: RUF012 - msgspec gives each message its own
+
+
+class Pin(Message, frozen=True):
+    """Keeps chunks in DRAM, or with ``pinned`` false lets them be evicted again."""
+
+    keys: list[bytes]
+    pinned: bool
+
+
+class Clear(Message, frozen=True):
+    """Drops all chunks of these tiers, or with ``tenant`` (``cachebus.keys.tenant_id``) those that are its own."""
+
+    tiers: list[Tier]
+    tenant: bytes = b""
+
+
+class Count(Message, frozen=True):
+    """Reply to Pin and Clear: how many chunks it was done to."""
+
+    count: int

@@ -14,7 +14,7 @@ from cachebus.errors import SettingsError
 from cachebus.settings_file import Problem, Section, negative, ports
 
 REMOTE_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://", "redis+sentinel://", "rediss+sentinel://")
-_AT_LEAST_ONE = ("remote_timeout_ms", "remote_connections", "promote_ms_max", "peer_streams", "peer_timeout_ms")
+_AT_LEAST_ONE = ("remote_timeout_ms", "remote_connections", "promote_ms_max", "peer_streams", "peer_timeout_ms", "handover_hold_ms")
 _PEER = re.compile(r"(?:(?P<name>[^@\s]+)@)?(?:\[(?P<six>[0-9a-fA-F:]+)\]|(?P<host>[^:@\s\[\]]+)):(?P<port>[0-9]{1,5})")
 _NODE_PORTS = 3
 _IPC_PATH_BYTES_MAX = 107
@@ -119,6 +119,13 @@ class CacheSettings(Section, frozen=True):
     """Longest wait for a chunk that another worker is just writing"""
     hbm_events: bool = True
     """Let engines tell what their HBM holds, so that prompts go there; costs an engine with blocks of 16 tokens up to 0.4 ms per 1,000 new tokens"""
+    handover: Literal["region", "hbm"] = "region"
+    """How a decode worker gets what a prefill worker of its node computes: region, or hbm: straight out of its blocks, where both share a GPU or
+    reach each other's (CUDA IPC; on a CPU its process's memory); what can't be had so comes through the region"""
+    handover_hold_ms: int = 1000
+    """With hbm: longest time that a prefill worker keeps a computed prompt's blocks for who reads them"""
+    handover_hold_gb: float = 8.0
+    """With hbm: gigabytes (1e9 bytes) of blocks that a worker keeps so at most"""
     pull_tokens_min: int = 64
     """A prefix that saves fewer tokens than this is computed, not pulled"""
     metrics_host: str = "127.0.0.1"
@@ -127,7 +134,9 @@ class CacheSettings(Section, frozen=True):
     """Their port; 0: none"""
 
     def problems(self) -> list[Problem]:
-        found = negative(self, "lookup_ms_max", "pull_tokens_min", "remote_ttl_seconds", "chunk_ttl_seconds", "write_behind_gb_max")
+        found = negative(
+            self, "lookup_ms_max", "pull_tokens_min", "remote_ttl_seconds", "chunk_ttl_seconds", "write_behind_gb_max", "handover_hold_gb"
+        )
         found += ports(self, "metrics_port", "node_port") + self._tier_problems() + self._peer_problems()
         if self.chunk_size < 16 or self.chunk_size % 16:
             found.append(("chunk_size", f"{self.chunk_size} is no multiple of 16; 256 suits most models, 512 contexts over 128K"))

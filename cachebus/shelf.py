@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from cachebus.chunk import TENANT_BYTES
 from cachebus.extents import Extents, aligned
+from cachebus.messages import Extent
 from cachebus.placement import Lru, Order, Policy, order
 from cachebus.table import Record, State
 from cachebus.wire import Tier
@@ -50,6 +51,10 @@ class Entry:
     copied: bool = False
     source: Tier = "dram"
     expires_at: int = 0
+
+    def extent(self) -> Extent:
+        """How it is told to who asked."""
+        return Extent(self.key, self.offset, self.length, self.digest, self.slot, self.generation, self.committed, self.source)
 
     def record(self) -> Record:
         """The entry as a table keeps it."""

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cachebus.client import BusClient
 from cachebus.errors import BusError
-from cachebus.messages import Clear, Count
+from cachebus.messages_tools import Clear, Count
 from cachebus.security import is_loopback
 from router.access import authenticated
 from router.console import PAGE, Console

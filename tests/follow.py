@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -44,7 +45,39 @@ def run(node: OfflineNode, lengths: Sequence[int], answer: int, abort_seconds: f
         (served,) = answering.answers([Request(prompts[-1], answer, follow_ms=300)], SECONDS_MAX)
         assert served.ids == expected[-1]
         assert not served.cached
-    wait_for(lambda: not any(node.statistics()[name] for name in ("leases", "writing", "waiters")), seconds=10)
-    assert node.statistics()["integrity_failures_total"] == 0
+    wait_for(lambda: not any(node.statistics()[name] for name in ("leases", "writing", "waiters", "holds")), seconds=10)
+    counted = node.statistics()
+    assert counted["integrity_failures_total"] == 0
+    # Each prompt is read out of the other engine's blocks, as far as these are not wanted for something else.
+    wanted = len(whole) if node.settings.cache.handover == "hbm" else 0
+    assert (counted["offers_granted_total"] - counted["offers_stale_total"] > wanted) is bool(wanted)
+    for engine in (computing, answering):
+        # Nothing is held any more, or vLLM would refuse.
+        engine.empty_hbm()
     computing.stop()
+    answering.stop()
+
+
+def run_killed(node: OfflineNode, length: int, answer: int, kill_seconds: float) -> None:
+    """Fails where an engine that is killed ``kill_seconds`` after it began harms the one that reads its blocks, or the next in its place."""
+    prompts = [[Piece(60 + number, length)] for number in range(2)]
+    plain = node.streaming("plain", connected=False)
+    expected = [one.ids for one in plain.answers([Request(pieces, answer) for pieces in prompts], SECONDS_MAX, clients=1)]
+    plain.stop()
+    computing, answering = node.streaming("computing"), node.streaming("answering")
+    with ThreadPoolExecutor(2) as aside:
+        following = aside.submit(answering.answers, [Request(prompts[0], answer, follow_ms=800)], SECONDS_MAX)
+        aside.submit(computing.run, Load([Request(prompts[0], 1)], SECONDS_MAX))
+        time.sleep(kill_seconds)
+        computing.stop()
+        (served,) = following.result()
+        assert served.ids == expected[0]
+        assert node.statistics()["offers_granted_total"] > 0, "it was killed too early to have offered anything"
+        again = node.streaming("again")
+        first = aside.submit(again.answers, [Request(prompts[1], 1)], SECONDS_MAX)
+        (served,) = answering.answers([Request(prompts[1], answer, follow_ms=3000)], SECONDS_MAX)
+        assert served.ids == expected[1]
+        first.result()
+    wait_for(lambda: not any(node.statistics()[name] for name in ("leases", "waiters", "holds")), seconds=10)
+    again.stop()
     answering.stop()

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from blake3 import blake3
 
-from cachebus.errors import UnsupportedModel
+from cachebus.engine.process_memory import Pages, ProcessMemory
+from cachebus.errors import HandoverError, UnsupportedModel
+from cachebus.messages_handover import SharedMemory
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +61,14 @@ class Entry:
     extent: memoryview
 
 
+@dataclass(frozen=True)
+class Handed:
+    """A chunk's or a tail's blocks here, and where they lie in another engine's memory."""
+
+    blocks: Sequence[int]
+    there: Sequence[int]
+
+
 class Blocks(Protocol):
     """Copies between an engine's blocks and extents of the region.
 
@@ -84,6 +94,24 @@ class Blocks(Protocol):
 
     def load(self, entries: Sequence[Entry], key: bytes | None) -> list[bytes]:
         """Copies extents into their blocks; returns when the bytes are there. A block left out is digested as it is in the extent."""
+
+    def digests(self, entries: Sequence[Sequence[int]], key: bytes) -> list[bytes]:
+        """The digests of these blocks, as ``save`` takes them."""
+
+    def shared(self, holder: str, layout: bytes) -> SharedMemory:
+        """Where another engine of the node finds these blocks. Raises HandoverError where it can't."""
+
+    def reaches(self) -> list[str]:
+        """The devices (``SharedMemory.device``) whose engines' blocks can be fetched."""
+
+    def fetch(self, memory: SharedMemory, entries: Sequence[Handed], key: bytes | None) -> list[bytes]:
+        """Copies another engine's blocks; returns when the bytes are there, with their digests as they arrived.
+
+        Raises HandoverError where the memory can't be read.
+        """
+
+    def unmap(self, memory: SharedMemory) -> None:
+        """Nothing is fetched from that memory any more, and nothing is being fetched."""
 
 
 class Computed(Protocol):
@@ -124,7 +152,7 @@ def open_blocks(kv_caches: Mapping[str, torch.Tensor], num_blocks: int, region: 
     # What only a GPU needs can't be imported where there is none.
     from cachebus.engine.device_blocks import DeviceBlocks
 
-    return DeviceBlocks(layers, region)
+    return DeviceBlocks(layers, num_blocks, region)
 
 
 class _HostBlocks:
@@ -133,6 +161,7 @@ class _HostBlocks:
     def __init__(self, layers: Sequence[LayerMemory], num_blocks: int) -> None:
         self._layers = layers
         self._bytes = [_memory(layer.address, (num_blocks - 1) * layer.stride_bytes + layer.page_bytes) for layer in layers]
+        self._memory = ProcessMemory(Pages([layer.address for layer in layers], num_blocks, layers[0].stride_bytes, layers[0].page_bytes))
         self.page_bytes = layers[0].page_bytes
         self.block_bytes = self.page_bytes * len(layers)
         # An entry a call, so that threads share a pull; a step's saves are one call, since one thread makes them.
@@ -149,6 +178,31 @@ class _HostBlocks:
 
     def load(self, entries: Sequence[Entry], key: bytes | None) -> list[bytes]:
         return [self._load(entry, key) for entry in entries]
+
+    def digests(self, entries: Sequence[Sequence[int]], key: bytes) -> list[bytes]:
+        return [self._digest(blocks, key) for blocks in entries]
+
+    def shared(self, holder: str, layout: bytes) -> SharedMemory:
+        if len({layer.stride_bytes for layer in self._layers}) != 1:
+            raise HandoverError("layers whose blocks lie at different distances are not offered")
+        return self._memory.shared(holder, layout)
+
+    def reaches(self) -> list[str]:
+        return [self._memory.device] if len({layer.stride_bytes for layer in self._layers}) == 1 else []
+
+    def fetch(self, memory: SharedMemory, entries: Sequence[Handed], key: bytes | None) -> list[bytes]:
+        self._memory.fetch(memory, [(entry.there, entry.blocks) for entry in entries])
+        return self.digests([entry.blocks for entry in entries], key) if key else [b""] * len(entries)
+
+    def unmap(self, memory: SharedMemory) -> None:
+        """Nothing was opened."""
+
+    def _digest(self, blocks: Sequence[int], key: bytes) -> bytes:
+        hasher = blake3(key=key)
+        for layer, memory, block, _ in self._pages(blocks):
+            start = block * layer.stride_bytes
+            hasher.update(memory[start : start + self.page_bytes])
+        return hasher.digest()
 
     def _save(self, entry: Entry, key: bytes | None) -> bytes:
         hasher, base, page = _hasher(key), address_of(entry.extent), self.page_bytes

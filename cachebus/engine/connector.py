@@ -6,9 +6,7 @@ for vLLM 0.25.1 and 0.32.0; where the two call hooks in another order or not at 
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -27,9 +25,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
     SupportsHMA,
 )
+from vllm.v1.request import RequestStatus
 
 from cachebus.client import BusClient
-from cachebus.engine import support
+from cachebus.engine import process_tree, support
 from cachebus.engine.blocks import open_blocks
 from cachebus.engine.break_even import PullTook, StepTook
 from cachebus.engine.idle import limit_idle_spin
@@ -58,8 +57,6 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
-_PR_SET_PDEATHSIG = 1
-
 _TURN_SECONDS = 0.0005
 """How long a thread keeps the interpreter while another waits for it. At Python's own 5 ms a copier that computes addresses may cost
 the engine, or the engine a copier, more than the copy of a thousand tokens takes."""
@@ -78,6 +75,9 @@ class ConnectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     pull_tokens_min: int
     promote_ms_max: int
     verify_digests: bool
+    hold_ms: int = 0
+    """How long what is computed is offered from the engine's own blocks, and those are kept; 0: it goes through the region alone"""
+    hold_gb: float = 0.0
     adapters: dict[str, str] = {}
     """Digests of LoRA adapters by name; the KV of one that is not named here is left alone"""
 
@@ -125,7 +125,9 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
         self._rank = get_tensor_model_parallel_rank() if role is KVConnectorRole.WORKER else 0
         self._label = self._settings.worker + (f" rank {self._rank}" if self._rank else "")
         self._holder = Holder(self._run_dir, self._holders[self._rank])
-        _die_with_parent()
+        process_tree.die_with_parent()
+        if os.getppid() == 1:
+            raise SystemExit("the parent process is gone already")
         if vllm_config.device_config.device_type == "cpu":
             limit_idle_spin()
         else:
@@ -178,6 +180,8 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
             save_decode_cache=settings.save_decode_cache,
             lookup_ms_max=settings.lookup_ms_max,
             pull_tokens_min=settings.pull_tokens_min,
+            hold_ms=settings.hold_ms,
+            hold_blocks_max=int(settings.hold_gb * 1e9 / layout.block_bytes),
         )
         self._half = SchedulerHalf(policy, self._client)
 
@@ -220,7 +224,9 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         if self._half is None:
             return StepMetadata(StepPlan())
-        return StepMetadata(self._half.step(_scheduled(scheduler_output), scheduler_output.preempted_req_ids or ()))
+        plan = self._half.step(_scheduled(scheduler_output), scheduler_output.preempted_req_ids or ())
+        plan.let_go = self._half.holds.over(time.monotonic() * 1000)
+        return StepMetadata(plan)
 
     def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
         self._block_pool = gpu_block_pool
@@ -231,9 +237,9 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
         return self._block_pool is not None and bool(self._block_pool.kv_event_queue)
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
-        if self._half is not None:
-            self._half.finished(request.request_id)
-        return False, None
+        """True keeps the blocks until ``get_finished`` names the request: vLLM steps until then also where nothing else is to be done."""
+        whole = request.status in (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
+        return self._half is not None and self._half.finished(request.request_id, whole=whole), None
 
     def request_finished_all_groups(self, request: Request, block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished(request, block_ids[0])
@@ -253,10 +259,11 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
             region,
             verify=settings.verify_digests,
             wait_ms_max=settings.promote_ms_max,
+            take_offers=settings.hold_ms > 0,
         )
         mover.start()
         layout = layout_digest(self._layout)
-        publisher = Publisher(self._run_dir, self._holder, self._label, layout, self._blocks, region, rank=self._rank)
+        publisher = Publisher(self._run_dir, self._holder, self._label, layout, self._blocks, region, rank=self._rank, offer=settings.hold_ms > 0)
 
         def reattach() -> Reattach:
             return Reattach(self._holder.id, mover.reading(), publisher.writing)
@@ -297,8 +304,9 @@ class HeadstartConnector(KVConnectorBase_V1, SupportsHMA):
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         if self._mover is None:
             return None, None
-        finished, self._invalid = self._mover.take_finished(IDLE_WAIT_SECONDS if self._plan().idle else 0)
-        return None, finished or None
+        plan = self._plan()
+        finished, self._invalid = self._mover.take_finished(IDLE_WAIT_SECONDS if plan.idle else 0)
+        return set(plan.let_go) or None, finished or None
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Those of the loads that ``get_finished`` reported just before."""
@@ -384,10 +392,3 @@ def _scheduled(output: SchedulerOutput) -> Iterable[Scheduled]:
     for request_id, blocks, computed in zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True):
         restarted = request_id in cached.resumed_req_ids
         yield Scheduled(request_id, blocks[0] if blocks else [], restarted, computed, output.num_scheduled_tokens[request_id])
-
-
-def _die_with_parent() -> None:
-    """Asks the kernel to end this process with its parent: an engine whose API server is killed must not linger."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:
-        raise SystemExit("the parent process is gone already")

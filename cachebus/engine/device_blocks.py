@@ -12,15 +12,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 import torch
 from vllm import _custom_ops
 
 from cachebus.engine import copy_kernel
-from cachebus.engine.blocks import Computed, Entry, LayerMemory, address_of
+from cachebus.engine.blocks import Computed, Entry, Handed, LayerMemory, address_of
 from cachebus.engine.device_digest import DIGEST_BYTES, LEAF_BYTES, DeviceDigest
+from cachebus.engine.device_neighbours import DeviceNeighbours, described
 from cachebus.errors import RegionError, UnsupportedModel
+from cachebus.messages_handover import SharedMemory
 
 SAVE_BATCH_BYTES = 128 << 20
 """About 2.4 ms of PCIe 5: long against the half millisecond that a call costs, short against a step."""
@@ -45,7 +48,7 @@ SAVE_AFTER_SECONDS = 0.002
 class DeviceBlocks:
     """Any thread may copy; each has a stream of its own. Raises RegionError where the device can't register the region."""
 
-    def __init__(self, layers: Sequence[LayerMemory], region: memoryview) -> None:
+    def __init__(self, layers: Sequence[LayerMemory], num_blocks: int, region: memoryview) -> None:
         self.page_bytes = layers[0].page_bytes
         self.block_bytes = self.page_bytes * len(layers)
         self.load_bytes, self.save_bytes = LOAD_BATCH_BYTES, SAVE_BATCH_BYTES
@@ -58,6 +61,8 @@ class DeviceBlocks:
         self._addresses = np.array([layer.address for layer in layers], dtype=np.int64)
         self._device = layers[0].tensor.device
         self._digest = DeviceDigest([layer.address for layer in layers], self._stride, self.page_bytes, self._device)
+        self._count, self._any_extent = num_blocks, region[:1]
+        self._neighbours = DeviceNeighbours(self._device, len(layers), self._stride, self.page_bytes)
         self._keys: dict[bytes, torch.Tensor] = {}
         self._threads = threading.local()
         _register(region)
@@ -93,6 +98,40 @@ class DeviceBlocks:
             else:
                 self._fetch(tables)
             return own.taken(self._digests(tables, key) if key else [], entries)
+
+    def digests(self, entries: Sequence[Sequence[int]], key: bytes) -> list[bytes]:
+        own = self._of_this_thread()
+        with torch.cuda.stream(own.stream):
+            alike = [_Alike(group) for group in _by_blocks([Entry(blocks, self._any_extent) for blocks in entries])]
+            return own.taken(self._digests(self._tables(alike, own), key), entries)
+
+    def shared(self, holder: str, layout: bytes) -> SharedMemory:
+        self._of_this_thread()
+        return described(self._device, self._addresses.tolist(), self._count, (self._stride, self.page_bytes), (holder, layout))
+
+    def reaches(self) -> list[str]:
+        own = self._of_this_thread()
+        with torch.cuda.stream(own.stream):
+            # The kernel is compiled now, of a page that stays out.
+            self._fetch_blocks(own.on_device([np.full((2, 1, 1), -1, dtype=np.int64)]), self._digest.addresses)
+            own.stream.synchronize()
+        return self._neighbours.reaches()
+
+    def fetch(self, memory: SharedMemory, entries: Sequence[Handed], key: bytes | None) -> list[bytes]:
+        own = self._of_this_thread()
+        with torch.cuda.stream(own.stream):
+            sources = self._neighbours.layers(memory, [block for entry in entries for block in entry.there])
+            groups = list(_by_blocks(entries))
+            moved = [np.array([[entry.blocks for entry in group], [entry.there for entry in group]], dtype=np.int64) for group in groups]
+            unread = [np.zeros(len(group), dtype=np.int64) for group in groups]
+            tables = own.on_device([*moved, *unread])
+            self._fetch_blocks(tables[: len(groups)], sources)
+            arrived = [(table[0], extents) for table, extents in zip(tables[: len(groups)], tables[len(groups) :], strict=True)]
+            return own.taken(self._digests(arrived, key) if key else [], entries)
+
+    def unmap(self, memory: SharedMemory) -> None:
+        self._of_this_thread()
+        self._neighbours.unmap(memory)
 
     def _of_this_thread(self) -> _Own:
         own: _Own | None = getattr(self._threads, "own", None)
@@ -140,6 +179,10 @@ class DeviceBlocks:
         for blocks, extents in tables:
             copy_kernel.fetch(self._digest.addresses, blocks, extents, self._stride, self.page_bytes)
 
+    def _fetch_blocks(self, tables: Sequence[torch.Tensor], sources: torch.Tensor) -> None:
+        for blocks in tables:
+            copy_kernel.fetch_blocks(self._digest.addresses, sources, blocks, self._stride, self.page_bytes)
+
     def _digests(self, tables: _Tables, key: bytes) -> list[torch.Tensor]:
         if key not in self._keys:
             self._keys[key] = self._digest.key(key)
@@ -177,7 +220,7 @@ class _Own:
         there = self._staging[: places[-1]].to(self._device, non_blocking=True)
         return [there[place : place + table.size].view(table.shape) for table, place in zip(tables, places[:-1], strict=True)]
 
-    def taken(self, digests: Sequence[torch.Tensor], entries: Sequence[Entry]) -> list[bytes]:
+    def taken(self, digests: Sequence[torch.Tensor], entries: Sequence[object]) -> list[bytes]:
         """Waits for all that is on the stream."""
         self.stream.synchronize()
         taken = b"".join(words.cpu().numpy().tobytes() for words in digests)
@@ -192,7 +235,10 @@ class _Alike:
         self.extents = np.array([address_of(entry.extent) for entry in entries], dtype=np.int64)
 
 
-def _by_blocks(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+_Some = TypeVar("_Some", Entry, Handed)
+
+
+def _by_blocks(entries: Sequence[_Some]) -> Iterator[list[_Some]]:
     """Entries in a row with equally many blocks."""
     return (list(group) for _, group in groupby(entries, lambda entry: len(entry.blocks)))
 

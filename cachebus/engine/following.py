@@ -12,10 +12,14 @@ _ANSWER_GRACE_SECONDS = 0.25
 
 
 class Following:
-    """What is still to come of one load. ``ask`` is to be sent while ``is_asking`` is false; ``came`` takes the answer."""
+    """What is still to come of one load. ``ask`` is to be sent while ``is_asking`` is false; ``came`` takes the answer.
 
-    def __init__(self, follow: Follow, now: float) -> None:
-        self._follow = follow
+    ``reaches``: devices that other engines' blocks are read from; what has changed when it arrives comes ``again``, from the region.
+    """
+
+    def __init__(self, follow: Follow, now: float, reaches: Sequence[str] = ()) -> None:
+        self._follow, self._reaches = follow, list(reaches)
+        self._refused: set[bytes] = set()
         self._coming = list(follow.coming)
         self._last_at = now
         self._asking = self._ended = False
@@ -39,17 +43,30 @@ class Following:
         """Asks for all that is to come; the daemon answers when the first of it is there."""
         self._asking = True
         wait_ms = max(1, int(self._follow.wait_ms - 1000 * (now - self._last_at)))
-        return Acquire(self._follow.holder, self._follow.layout, [part.key for part in self._coming], wait_ms, expected=True)
+        keys = [part.key for part in self._coming]
+        reaches = [] if self._refused.intersection(keys) else self._reaches
+        return Acquire(self._follow.holder, self._follow.layout, keys, wait_ms, expected=True, reaches=reaches)
 
     def came(self, extents: Sequence[Extent], now: float) -> list[LoadPiece]:
         """An answer: the pieces that are there by now. Where there are none the wait is over."""
         self._asking, self._ended = False, not extents
         self._last_at = now
-        arrived, self._coming = self._coming[: len(extents)], self._coming[len(extents) :]
-        return [
-            LoadPiece(e.key, e.offset, e.length, e.digest, part.blocks, e.slot, e.generation, e.ready, e.source)
-            for part, e in zip(arrived, extents, strict=True)
+        # By their keys: what came ``again`` since they were asked for stands before them.
+        blocks, arrived = {part.key: part.blocks for part in self._coming}, {extent.key for extent in extents}
+        self._coming = [part for part in self._coming if part.key not in arrived]
+        pieces = [
+            LoadPiece(e.key, e.offset, e.length, e.digest, blocks[e.key], e.slot, e.generation, e.ready, e.source, e.memory, e.blocks)
+            for e in extents
         ]
+        # Only an extent says what the digest of a block is that is not to be written.
+        parted = [piece for piece in pieces if piece.memory and min(piece.blocks) < 0]
+        self.again(parted)
+        return [piece for piece in pieces if piece not in parted]
+
+    def again(self, pieces: Sequence[LoadPiece]) -> None:
+        """These were not what was offered."""
+        self._refused.update(piece.key for piece in pieces)
+        self._coming = [*(Coming(piece.key, piece.blocks) for piece in pieces), *self._coming]
 
     def look(self, now: float) -> None:
         """Time passes: a daemon that does not answer is waited for no longer than for the engine."""

@@ -2,7 +2,8 @@
 
 Pieces that lie in DRAM are copied at once. A piece that the daemon is still bringing up from a slower tier is copied as soon as its record
 says that it is there, so a prefix is pulled while its end is still being read from disk; other requests' pulls go on meanwhile. A part that
-another engine is still computing is copied when that engine has published it.
+another engine is still computing is copied when that engine has published it, or, where it offers that, straight out of its blocks before; what
+is not there any more by then comes from the region.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,10 +23,13 @@ from cachebus.client import BusClient
 from cachebus.engine.blocks import Blocks, Computed, Entry
 from cachebus.engine.break_even import PullTook, StepTook
 from cachebus.engine.following import Following
+from cachebus.engine.neighbours import LOOK_SECONDS as NEIGHBOUR_SECONDS
+from cachebus.engine.neighbours import Neighbours
 from cachebus.engine.publisher import CONNECT_MS_MAX
 from cachebus.engine.transfer import Load, LoadPiece, in_batches
 from cachebus.holder import Holder
 from cachebus.messages import Granted, Quarantine, Release, Withdraw
+from cachebus.messages_handover import Stale
 from cachebus.region import Region
 from cachebus.table import State
 from cachebus.wire import Tier
@@ -64,6 +68,7 @@ class _Pull:
     following: Following | None = None
     ticket: int = 0
     copies: list[tuple[list[LoadPiece], Future[list[bool]]]] = field(default_factory=list)
+    handed: list[tuple[list[LoadPiece], Future[list[bool]]]] = field(default_factory=list)
     lost: list[LoadPiece] = field(default_factory=list)
     came: dict[Tier, PullTook] = field(default_factory=dict)
     unreadable: int = 0
@@ -72,10 +77,22 @@ class _Pull:
 class Mover(threading.Thread):
     """Carries out loads. ``take_finished`` hands over what has ended since the last call, each request once. ``took``: what the last pulls took.
 
+    ``take_offers``: whether what other engines of the node offer is pulled straight from them.
     ``wait_ms_max``: how long it waits for the next piece of a load to come up; what is not there then is for the engine to compute.
     """
 
-    def __init__(self, run_dir: Path, holder: Holder, worker: str, blocks: Blocks, region: Region, *, verify: bool, wait_ms_max: int) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        holder: Holder,
+        worker: str,
+        blocks: Blocks,
+        region: Region,
+        *,
+        verify: bool,
+        wait_ms_max: int,
+        take_offers: bool = False,
+    ) -> None:
         super().__init__(name="headstart-mover", daemon=True)
         self._blocks, self._region = blocks, region
         self._wait_seconds = wait_ms_max / 1000
@@ -86,12 +103,22 @@ class Mover(threading.Thread):
         self._reading: dict[int, list[int]] = {}
         self._finished: set[str] = set()
         self._invalid: set[int] = set()
-        names = ("pulled_bytes", "pulled_chunks", "pull_seconds", "integrity_failures", "late_chunks")
+        names = (
+            "pulled_bytes",
+            "pulled_chunks",
+            "pull_seconds",
+            "integrity_failures",
+            "late_chunks",
+            "handed_bytes",
+            "handed_chunks",
+            "stale_offers",
+        )
         self.counts: dict[str, float] = dict.fromkeys(names, 0)
         self.took: deque[PullTook] = deque(maxlen=PULLS_KEPT)
         self._client = BusClient(run_dir, f"{worker} mover", holder)
         digest_key = self._client.connect(CONNECT_MS_MAX).digest_key
         self._key = digest_key if verify else None
+        self._neighbours = Neighbours(run_dir, blocks, self._key, wanted=take_offers)
         self._copiers = ThreadPoolExecutor(blocks.load_threads, "headstart-copier")
 
     def submit(self, load: Load, computed: Computed) -> None:
@@ -131,7 +158,7 @@ class Mover(threading.Thread):
         ending = False
         while self._open or not ending:
             try:
-                given = self._loads.get(timeout=self._pause()) if self._open else self._loads.get()
+                given = self._loads.get(timeout=self._pause())
             except queue.Empty:
                 pass
             else:
@@ -141,18 +168,23 @@ class Mover(threading.Thread):
             self._read_replies()
             for pull in list(self._open):
                 self._look(pull)
-                if not pull.coming and (pull.following is None or pull.following.is_over or pull.lost):
+                if not pull.coming and not pull.handed and (pull.following is None or pull.following.is_over or pull.lost):
                     self._open.remove(pull)
                     self._end(pull)
+            if not any(pull.handed for pull in self._open):
+                self._neighbours.forget_dead()
         self._copiers.shutdown()
         self._client.close()
 
     def _begin(self, load: Load, computed: Computed) -> None:
         now = time.perf_counter()
         coming, leases = [piece for piece in load.pieces if not piece.ready], [load.lease] if load.lease else []
-        pull = _Pull(load, computed, now, now + self._wait_seconds, coming, leases, Following(load.follows, now) if load.follows else None)
+        pull = _Pull(load, computed, now, now + self._wait_seconds, coming, leases, self._following(load, now))
         self._copy(pull, [piece for piece in load.pieces if piece.ready])
         self._open.append(pull)
+
+    def _following(self, load: Load, now: float) -> Following | None:
+        return Following(load.follows, now, self._neighbours.reaches) if load.follows else None
 
     def _copy(self, pull: _Pull, pieces: list[LoadPiece]) -> None:
         for batch in in_batches(pieces, self._blocks.load_bytes, lambda piece: piece.length):
@@ -187,12 +219,26 @@ class Mover(threading.Thread):
     def _follow(self, pull: _Pull, following: Following) -> None:
         """Asks for what is next of what another engine computes; nothing more where a piece before it is lost."""
         now = time.perf_counter()
+        for one in [one for one in pull.handed if one[1].done()]:
+            pull.handed.remove(one)
+            self._handed(following, *one)
         following.look(now)
         if not following.is_over and not following.is_asking and not pull.lost:
             pull.ticket = self._client.submit(following.ask(now))
 
-    def _read_replies(self) -> None:
-        for ticket, reply in self._client.poll():
+    def _handed(self, following: Following, pieces: Sequence[LoadPiece], fetched: Future[list[bool]]) -> None:
+        """What came straight from another engine; what did not is asked for again."""
+        outcome = list(zip(pieces, fetched.result(), strict=True))
+        good = [piece for piece, is_good in outcome if is_good]
+        if stale := [piece for piece, is_good in outcome if not is_good]:
+            self._client.submit(Stale([piece.key for piece in stale]))
+            following.again(stale)
+        self.counts["handed_chunks"] += len(good)
+        self.counts["handed_bytes"] += sum(piece.length for piece in good)
+        self.counts["stale_offers"] += len(stale)
+
+    def _read_replies(self, wait_ms: float = 0) -> None:
+        for ticket, reply in self._client.poll(wait_ms):
             if not isinstance(reply, Granted):
                 continue
             pull = next((one for one in self._open if one.ticket == ticket and one.following is not None), None)
@@ -201,17 +247,21 @@ class Mover(threading.Thread):
                     self._client.submit(Release([reply.lease]))
                 continue
             now = time.perf_counter()
+            self._neighbours.learn(reply.memories)
             pieces = pull.following.came(reply.extents, now)
             pull.ticket = 0
             if reply.lease:
                 pull.leases.append(reply.lease)
                 with self._changed:
-                    self._reading[reply.lease] = [piece.offset for piece in pieces]
+                    self._reading[reply.lease] = [piece.offset for piece in pieces if not piece.memory]
             pull.deadline = now + self._wait_seconds
             self._take(pull, pieces)
 
     def _take(self, pull: _Pull, pieces: list[LoadPiece]) -> None:
-        """More pieces, behind those there are."""
+        """More pieces, behind those there are; what is offered at once, since it may not be there for long."""
+        for batch in in_batches([piece for piece in pieces if piece.memory], self._blocks.load_bytes, lambda piece: piece.length):
+            pull.handed.append((batch, self._copiers.submit(self._neighbours.fetch, batch, pull.computed)))
+        pieces = [piece for piece in pieces if not piece.memory]
         if pull.coming:
             pull.coming += pieces
             return
@@ -219,8 +269,19 @@ class Mover(threading.Thread):
         self._copy(pull, pieces[:ready])
         pull.coming = pieces[ready:]
 
-    def _pause(self) -> float:
-        return LOOK_SECONDS if any(pull.coming for pull in self._open) else FOLLOW_SECONDS
+    def _pause(self) -> float | None:
+        """How long the next load may be waited for, after a wait for what else is on its way."""
+        if not self._open:
+            return NEIGHBOUR_SECONDS if self._neighbours.known else None
+        if any(pull.coming for pull in self._open):
+            return LOOK_SECONDS
+        if not self._neighbours.reaches:
+            return FOLLOW_SECONDS
+        if handed := [fetched for pull in self._open for _, fetched in pull.handed]:
+            wait(handed, FOLLOW_SECONDS, FIRST_COMPLETED)
+        else:
+            self._read_replies(1000 * FOLLOW_SECONDS)
+        return 0
 
     def _end(self, pull: _Pull) -> None:
         copied = [outcome for batch, copies in pull.copies for outcome in zip(batch, copies.result(), strict=True)]

@@ -19,10 +19,11 @@ from cachebus.client import BusClient
 from cachebus.engine.blocks import Blocks, Computed, Entry
 from cachebus.engine.break_even import StepTook
 from cachebus.engine.transfer import SAVING_STEPS_MAX, Save, StepPlan, in_batches
-from cachebus.errors import BusError
+from cachebus.errors import BusError, HandoverError
 from cachebus.holder import Holder
 from cachebus.keys import rank_key
 from cachebus.messages import Abandon, Commit, NewEntry, Reserve, Reserved, Slot, WrittenEntry
+from cachebus.messages_handover import Offer, OfferedEntry, SharedMemory
 from cachebus.region import Region
 
 log = logging.getLogger("headstart.connector")
@@ -32,6 +33,9 @@ RESERVE_WAIT_MS_MAX = 100
 
 CONNECT_MS_MAX = 5000
 SILENT_SECONDS = 1.0
+
+OFFER_MS = 10_000
+"""How long an offer stands. A prompt of 100,000 tokens takes as long to compute, and all of it is read when it is nearly done."""
 
 CHASE_MS = 50
 """How long at a time an answer that is late is waited for; a step's saves go on in between."""
@@ -55,10 +59,14 @@ class _Step:
 class Publisher:
     """Writes complete chunks into the region: of each what tensor-parallel rank ``rank`` has.
 
+    ``offer``: whether it offers them to engines of the node straight from the blocks.
+
     The engine's thread calls it; its own thread talks to the bus and copies. ``took``: what the last steps that saved took.
     """
 
-    def __init__(self, run_dir: Path, holder: Holder, worker: str, layout: bytes, blocks: Blocks, region: Region, *, rank: int = 0) -> None:
+    def __init__(
+        self, run_dir: Path, holder: Holder, worker: str, layout: bytes, blocks: Blocks, region: Region, *, rank: int = 0, offer: bool = False
+    ) -> None:
         self._holder, self._layout, self._blocks, self._region, self._rank = holder, layout, blocks, region, rank
         self._thread = ThreadPoolExecutor(1, "headstart-publisher")
         self._copiers = ThreadPoolExecutor(blocks.save_threads, "headstart-copier")
@@ -73,6 +81,8 @@ class Publisher:
         self.took: deque[StepTook] = deque(maxlen=SAVING_STEPS_MAX)
         self._silent_until = 0.0
         self.counts: dict[str, float] = {"published_bytes": 0, "published_chunks": 0, "publish_seconds": 0, "unpublished_chunks": 0}
+        self.counts["offered_chunks"] = 0
+        self._memory = _shared(blocks, holder, layout) if offer else None
         self._thread.submit(self._connect, run_dir, worker).result()
 
     def begin(self, plan: StepPlan) -> None:
@@ -136,31 +146,46 @@ class Publisher:
             slots = []
         if not self._ticket:
             self.counts["unpublished_chunks"] += len(saves)
+        digests: dict[bytes, bytes] = {}
         tails, chunks = [slot for slot in slots if saves[slot.key].tail], [slot for slot in slots if not saves[slot.key].tail]
         try:
             step.computed.synchronize()
             self.took.append(StepTook(step.plan.tokens, step.plan.attended, step.computed.seconds_since(step.begun)))
-            self._copy(saves, tails)
+            digests = self._offer(saves)
+            self._copy(saves, tails, digests)
         finally:
             tails_copied.set_result(None)
         if chunks:
             # The step's tokens first: they would wait for the interpreter lock, and behind the chunks on their way to the host.
             time.sleep(self._blocks.save_after_seconds)
-            self._copy(saves, chunks)
+            self._copy(saves, chunks, digests)
         self.counts["published_bytes"] += sum(self._length(saves[slot.key]) for slot in slots)
         self.counts["published_chunks"] += len(slots)
         self.writing = []
         self.counts["publish_seconds"] += time.perf_counter() - started
 
-    def _copy(self, saves: Mapping[bytes, Save], slots: Sequence[Slot]) -> None:
+    def _offer(self, saves: Mapping[bytes, Save]) -> dict[bytes, bytes]:
+        """Tells who follows where the bytes lie now, before they are copied; their digests."""
+        if self._memory is None:
+            return {}
+        found = dict(zip(saves, self._blocks.digests([save.blocks for save in saves.values()], self._key), strict=True))
+        entries = [OfferedEntry(key, digest, saves[key].blocks) for key, digest in found.items()]
+        self._client.submit(Offer(self._memory, entries, OFFER_MS))
+        self.counts["offered_chunks"] += len(entries)
+        return found
+
+    def _copy(self, saves: Mapping[bytes, Save], slots: Sequence[Slot], digests: Mapping[bytes, bytes]) -> None:
         batches = in_batches(slots, self._blocks.save_bytes, lambda slot: self._length(saves[slot.key]))
-        for written in self._copiers.map(lambda batch: self._write(saves, batch), batches):
+        for written in self._copiers.map(lambda batch: self._write(saves, batch, digests), batches):
             self._client.submit(Commit(self._holder.id, written))
 
-    def _write(self, saves: Mapping[bytes, Save], slots: Sequence[Slot]) -> list[WrittenEntry]:
+    def _write(self, saves: Mapping[bytes, Save], slots: Sequence[Slot], known: Mapping[bytes, bytes]) -> list[WrittenEntry]:
         data = self._region.data
         extents = [data[slot.offset : slot.offset + self._length(saves[slot.key])] for slot in slots]
-        digests = self._blocks.save([Entry(saves[slot.key].blocks, extent) for slot, extent in zip(slots, extents, strict=True)], self._key)
+        entries = [Entry(saves[slot.key].blocks, extent) for slot, extent in zip(slots, extents, strict=True)]
+        # Nobody writes the blocks between the offer and the copy: whoever is given them waits for the copy.
+        digests = self._blocks.save(entries, None if known else self._key)
+        digests = [known[slot.key] for slot in slots] if known else digests
         return [WrittenEntry(slot.slot, slot.generation, digest) for slot, digest in zip(slots, digests, strict=True)]
 
     def _length(self, save: Save) -> int:
@@ -197,3 +222,11 @@ class Publisher:
             self._read_replies(CHASE_MS)
             if self._owed and not self._closing:
                 self._thread.submit(self._chase)
+
+
+def _shared(blocks: Blocks, holder: Holder, layout: bytes) -> SharedMemory | None:
+    try:
+        return blocks.shared(holder.id, layout)
+    except HandoverError as error:
+        log.warning("what this engine computes is handed over through the region alone: %s", error)
+        return None

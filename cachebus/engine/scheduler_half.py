@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from cachebus.engine.break_even import BreakEven, Piece, PullTook, StepTook, attended
+from cachebus.engine.holds import Holds
 from cachebus.engine.passing import Passing
 from cachebus.engine.transfer import SAVING_STEPS_MAX, Coming, Follow, Load, LoadPiece, Save, StepPlan
 from cachebus.engine.views import Bus, Policy, RequestView, Scheduled
@@ -60,6 +61,7 @@ class _Tracked:
     pulled_to: int = 0
     published: int = 0
     tail_published: bool = False
+    saved: list[bytes] = field(default_factory=list)
     reported: bool = False
     follow_ms: int = 0
     """How long each part is waited for of what another engine is computing; 0 once that was tried."""
@@ -79,6 +81,7 @@ class SchedulerHalf:
         self._saving_tails: dict[int, set[int]] = {}
         self._saving_steps = 0
         self._patient_from_ms = 0.0
+        self.holds = Holds(policy, bus)
         self._break_even = BreakEven()
         self._passing = Passing()
         self._learnt_at_seconds = 0.0
@@ -168,7 +171,7 @@ class SchedulerHalf:
             tracked = self._requests.get(request_id)
             if tracked is not None:
                 self._abandon_lookup(tracked)
-                tracked.phase = _Phase.IDLE
+                tracked.phase, tracked.saved = _Phase.IDLE, []
         saves: list[Save] = []
         written: set[int] = set()
         for part in parts:
@@ -187,12 +190,18 @@ class SchedulerHalf:
         tokens, attention = sum(part.scheduled for part in parts), sum(attended(part.computed, part.computed + part.scheduled) for part in parts)
         return StepPlan(loads, saves, self._remember(saves), fence, tail_fence, not parts, tokens, attention)
 
-    def finished(self, request_id: str) -> None:
-        """The request ended, however it did. A load that has begun goes on and ends its lease itself."""
+    def finished(self, request_id: str, *, whole: bool = False) -> bool:
+        """The request ended, however it did; ``whole``: it was not aborted. A load that has begun goes on and ends its lease itself.
+
+        True where the engine is to keep its blocks until ``holds.over`` names it: it was computed for somebody else, who may still read them.
+        """
         self._passing.ended(request_id)
         tracked = self._requests.pop(request_id, None)
-        if tracked is not None:
-            self._abandon_lookup(tracked)
+        if tracked is None:
+            return False
+        self._abandon_lookup(tracked)
+        read = whole and tracked.saved and not tracked.pulled_to and len(tracked.view.tokens) <= tracked.view.prompt_tokens + 1
+        return bool(read) and self.holds.begin(request_id, tracked.saved, len(tracked.blocks))
 
     def _remember(self, saves: Sequence[Save]) -> int:
         """Keeps in mind what may be under way after this step; the step's number among those that save."""
@@ -213,13 +222,17 @@ class SchedulerHalf:
         if not keys or not tracked.view.may_pull:
             tracked.phase = _Phase.SETTLED
             return
+        tracked.extents = [[] for _ in policy.holders]
+        if tracked.follow_ms and policy.hold_ms:
+            # The load asks for all of it: what another engine still has in its blocks need not come from the region.
+            tracked.phase = _Phase.GRANTED
+            return
         for rank, holder in enumerate(policy.holders):
             parts = [rank_key(key, rank) for key in keys]
             # What is being computed is waited for by the load.
             ticket = self._bus.submit(Acquire(holder, policy.layout, parts, 0 if tracked.follow_ms else policy.lookup_ms_max))
             tracked.tickets[ticket] = rank
             self._tickets[ticket] = tracked.view.request_id
-        tracked.extents = [[] for _ in policy.holders]
         tracked.deadline_ms = _NOT_ASKED_FOR
         tracked.phase = _Phase.ASKED
 
@@ -227,6 +240,8 @@ class SchedulerHalf:
         """Whether any had come, or came within ``wait_ms``."""
         replies = self._bus.poll(wait_ms)
         for ticket, reply in replies:
+            if self.holds.answered(ticket):
+                continue
             request_id = self._tickets.pop(ticket, None)
             if not isinstance(reply, Granted):
                 continue
@@ -338,6 +353,7 @@ class SchedulerHalf:
             tracked.tail_published = True
             first = view.prompt_tokens // policy.chunk_size * blocks_in_chunk
             saves += [Save(key, [tracked.blocks[first + i]], True, tracked.tenant, ttl) for i, key in enumerate(tracked.tails)]
+        tracked.saved += [save.key for save in saves]
         return saves
 
     def _report(self, tracked: _Tracked, computed: int) -> None:

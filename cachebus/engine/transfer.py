@@ -39,7 +39,8 @@ class TransferParams(msgspec.Struct, frozen=True):
 class LoadPiece:
     """One extent to pull. ``blocks[i]`` is where its i-th block goes; -1 leaves that block out.
 
-    Where it is not ``ready`` its bytes are there once the region's record in ``slot`` is committed under ``generation``.
+    Where it is not ``ready`` its bytes are there once the region's record in ``slot`` is committed under ``generation``. With ``memory`` they are not
+    in the region but ``there``, in these blocks of another engine.
     """
 
     key: bytes
@@ -51,6 +52,8 @@ class LoadPiece:
     generation: int = 0
     ready: bool = True
     source: Tier = "dram"
+    memory: bytes = b""
+    there: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class StepPlan:
     ``number``: of the steps that save, which one this is; 0 where it saves nothing. ``fence``: the step writes blocks of chunks that the
     step of that number saves, so the saves up to it must have ended first; 0 where it writes none. ``tail_fence``: the same for blocks of
     prompts' tails, which are saved first, since a prompt's next token goes into its last block. ``idle``: the step computes nothing; otherwise
-    ``tokens``, which attend to ``attended`` tokens in all.
+    ``tokens``, which attend to ``attended`` tokens in all. ``let_go``: requests that have ended and whose blocks nobody needs any more.
     """
 
     loads: list[Load] = field(default_factory=list)
@@ -114,6 +117,7 @@ class StepPlan:
     idle: bool = False
     tokens: int = 0
     attended: float = 0.0
+    let_go: list[str] = field(default_factory=list)
 
 
 _T = TypeVar("_T")

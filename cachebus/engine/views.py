@@ -24,6 +24,7 @@ class Bus(Protocol):
 class Policy:
     """What a worker pulls and publishes. Sizes are tokens, ``layout`` is the engine's layout digest.
 
+    ``hold_ms``: how long the blocks of a prompt computed for somebody else are kept for who reads them, ``hold_blocks_max`` of them at most.
     ``holders``: of each tensor-parallel rank, in whose name its part of a prefix is leased. A chunk is there when all ranks' parts are.
     """
 
@@ -36,6 +37,8 @@ class Policy:
     save_decode_cache: bool
     lookup_ms_max: int
     pull_tokens_min: int
+    hold_ms: int = 0
+    hold_blocks_max: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from cachebus import holder
 from cachebus.client import BusClient
 from cachebus.engine.command import WorkerSpec, reserved_cpus, transfer_config
 from cachebus.errors import HeadstartError, SettingsError
-from cachebus.messages import Clear, Reply, Request, Stat, StatReply
+from cachebus.messages import Reply, Request, Stat, StatReply
+from cachebus.messages_tools import Clear
 from cachebus.wire import Tier
 from deploy.bench import goals, systems
 from deploy.bench.streaming import StreamingEngine
@@ -77,6 +80,14 @@ def lmcache(place: Place) -> Iterator[list[StreamingEngine]]:
 
 
 @contextmanager
+def headstart_hbm(place: Place) -> Iterator[list[StreamingEngine]]:
+    """The same with engines that read each other's blocks. Raises HeadstartError also where less than half of what they read was still there."""
+    cache = msgspec.structs.replace(place.settings.cache, handover="hbm")
+    with headstart(replace(place, settings=msgspec.structs.replace(place.settings, cache=cache))) as engines:
+        yield engines
+
+
+@contextmanager
 def headstart(place: Place) -> Iterator[list[StreamingEngine]]:
     """A cache bus and ``place.workers`` engines. Raises HeadstartError where a chunk did not match its digest."""
     with private_run_dir(place.settings) as private, ExitStack() as stack:
@@ -92,14 +103,19 @@ def headstart(place: Place) -> Iterator[list[StreamingEngine]]:
         for engine in engines if place.kv_cache_bytes else []:
             engine.await_ready()
         yield engines
-        if failures := statistics(cluster.run_dir)["integrity_failures_total"]:
+        counted = statistics(cluster.run_dir)
+        if failures := counted["integrity_failures_total"]:
             raise HeadstartError(f"{failures:g} chunks did not match their digest where they arrived")
+        granted, stale = counted["offers_granted_total"], counted["offers_stale_total"]
+        if private.cache.handover == "hbm" and stale * 2 >= granted:
+            raise HeadstartError(f"of {granted:g} chunks that were offered {stale:g} were not there when they were read")
 
 
 KNOWN: dict[str, System] = {
     goals.CONTROL: control,
     goals.PLAIN: plain,
     goals.OURS: headstart,
+    goals.OURS_HBM: headstart_hbm,
     goals.OFFLOADING: offloading,
     goals.LMCACHE: lmcache,
 }

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from deploy.bench.report import Row
 
 PLAIN, OURS, LMCACHE, OFFLOADING = "vllm", "headstart", "lmcache-server", "vllm-offloading"
+OURS_HBM = "headstart-hbm"
+"""Ours with ``cache.handover: hbm``."""
 CONTROL = "control"
 """Plain vLLM with as much KV in its own memory as it takes, where the others are held to a budget."""
 COLD, OWN_HIT, HIT, RESTART = "cold", "hbm", "dram", "restart"

@@ -1,8 +1,9 @@
 """``headstart bench handover``: what a cold prompt's first token takes when one engine computes the prompt and another one answers.
 
 The two engines share a node, and on a machine with one GPU that GPU. ``handover``: the second one is asked when the first has answered;
-``followed``: it is asked while the first one computes, as the router does it, and pulls what is published meanwhile. Plain vLLM computes and answers
-on one engine: ``added_share`` is what the hand-over adds to its time.
+``followed``: it is asked while the first one computes, as the router does it, and pulls what is published meanwhile; ``hbm``: the same with
+``cache.handover: hbm``, so it reads the first one's blocks. Plain vLLM computes and answers on one engine: ``added_share`` is what the hand-over
+adds to its time.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from deploy.bench.streaming import StreamingEngine
 from deploy.settings import Settings
 from router.follow import PART_MS_MAX, begins_in
 
-SYSTEMS = [goals.PLAIN, goals.OURS]
-HANDOVER, FOLLOWED = "handover", "followed"
+SYSTEMS = [goals.PLAIN, goals.OURS, goals.OURS_HBM]
+HANDOVER, FOLLOWED, HBM = "handover", "followed", "hbm"
 TTFT, ADDED = "ttft_seconds", "added_share"
 _SECONDS_MAX = 120.0
 
@@ -60,12 +61,12 @@ def measure(plan: Plan, system: str, started: Sequence[StreamingEngine], results
         one_by_one = [_one_by_one(started, prompt, length) for prompt in prompts[1 : plan.runs + 1]]
         computing, pulling = (statistics.median(times) for times in zip(*one_by_one, strict=True)) if one_by_one else warm
         begins = begins_in(computing, pulling)
-        cases = {HANDOVER: [sum(times) for times in one_by_one]}
-        cases[FOLLOWED] = [_followed(started, prompt, length, begins) for prompt in prompts[plan.runs + 1 :]]
+        followed = [_followed(started, prompt, length, begins) for prompt in prompts[plan.runs + 1 :]]
+        cases = {HANDOVER: [sum(times) for times in one_by_one], FOLLOWED: followed} if system == goals.OURS else {HBM: followed}
         for case, seconds in cases.items():
-            median = results.add(system, case, (length, 1), TTFT, seconds)
+            median = results.add(goals.OURS, case, (length, 1), TTFT, seconds)
             if length in plan.alone:
-                results.add(system, case, (length, 1), ADDED, [median / plan.alone[length] - 1])
+                results.add(goals.OURS, case, (length, 1), ADDED, [median / plan.alone[length] - 1])
 
 
 def _computed(engine: StreamingEngine, request: Request) -> Served:

@@ -128,7 +128,7 @@ def _add_handover(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
     handover = benches.add_parser("handover", parents=parents, help="time to first token where one engine computes and another answers")
     handover.add_argument("--lengths", default="2048,8192,32768", help=f"tokens of the prompts {_DEFAULT}")
     _number(handover, "--runs", 3, "measurements of each length")
-    _engines(handover, f"{goals.PLAIN},{goals.OURS}", 0)
+    _engines(handover, f"{goals.PLAIN},{goals.OURS},{goals.OURS_HBM}", 0)
 
 
 def _number(parser: argparse.ArgumentParser, name: str, default: int, text: str) -> None:

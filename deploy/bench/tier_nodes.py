@@ -22,7 +22,8 @@ from cachebus.client import BusClient
 from cachebus.engine import process_tree
 from cachebus.errors import BusError, HeadstartError
 from cachebus.holder import Holder
-from cachebus.messages import Acquire, Clear, Commit, Granted, NewEntry, Release, Reserve, Reserved, Stat, StatReply, WrittenEntry
+from cachebus.messages import Acquire, Commit, Granted, NewEntry, Release, Reserve, Reserved, Stat, StatReply, WrittenEntry
+from cachebus.messages_tools import Clear
 from cachebus.ports import check_free, free_port
 from cachebus.region import Region
 from cachebus.settings import CacheSettings, SecuritySettings

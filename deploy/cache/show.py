@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cachebus.client import BusClient
 from cachebus.errors import BusError, SettingsError
-from cachebus.messages import Clear, Count, Pin, Stat, StatReply
-from cachebus.messages_tools import ChunkInfo
+from cachebus.messages import Stat, StatReply
+from cachebus.messages_tools import ChunkInfo, Clear, Count, Pin
 from cachebus.tenants import Tenants, read_tenants
 from deploy.cache.asking import ANSWER_MS_MAX, ask, every_chunk
 from deploy.settings import Settings

@@ -60,9 +60,10 @@ class StoreConnector:
     def loaded(self, request_ids: Sequence[str]) -> None:
         """What a pull brings is known to the engine's own blocks."""
 
-    def finished(self, request_id: str) -> None:
-        """The request ended."""
+    def finished(self, request_id: str, *, whole: bool = False) -> bool:
+        """The request ended; nobody reads its blocks."""
         del self.works[request_id]
+        return False
 
 
 class Unheard(KvEvents):

@@ -90,10 +90,10 @@ class SimulatedEngine(threading.Thread):
         welcome = self._client.connect(CONNECT_MS_MAX)
         registration = registered_as(spec, holder.id, self.model.block_bytes)
         self._client.call(registration, CONNECT_MS_MAX)
-        timing = spec.cache.promote_ms_max
-        self.mover = Mover(spec.run_dir, holder, spec.worker, self.model, region, verify=spec.verify, wait_ms_max=timing)
-        self.publisher = Publisher(spec.run_dir, holder, spec.worker, registration.layout, self.model, region)
-        self._half = SchedulerHalf(_policy(spec, registration), self._client)
+        timing, hold_ms = spec.cache.promote_ms_max, _hold_ms(spec)
+        self.mover = Mover(spec.run_dir, holder, spec.worker, self.model, region, verify=spec.verify, wait_ms_max=timing, take_offers=hold_ms > 0)
+        self.publisher = Publisher(spec.run_dir, holder, spec.worker, registration.layout, self.model, region, offer=hold_ms > 0)
+        self._half = SchedulerHalf(_policy(spec, registration, self.model.block_bytes), self._client)
         self._events = KvEvents(spec.profile.block_size)
         self.kv_events = LocalStream()
         self._scheduler = Scheduler(spec.profile, self._half, self._events)
@@ -152,6 +152,7 @@ class SimulatedEngine(threading.Thread):
         for request_id in step.preempted:
             self.model.forget(request_id)
         plan = self._half.step([part.scheduled for part in step.parts], step.preempted)
+        plan.let_go = self._half.holds.over(time.monotonic() * 1000)
         self.publisher.begin(plan)
         for load in plan.loads:
             self.mover.submit(load, self.model.computed())
@@ -163,9 +164,11 @@ class SimulatedEngine(threading.Thread):
         self.publisher.finish()
         self._half.took(took_since(self.publisher, self.mover), time.monotonic() * 1000)
         self._end_loads(may_wait=not step.parts)
+        for request_id in plan.let_go:
+            self._scheduler.let_go(request_id)
         if step.parts:
             self._hand_over(step, sampled)
-        elif not self._scheduler.loading and self._scheduler.waiting:
+        elif not self._scheduler.loading and (self._scheduler.waiting or self._scheduler.keeping):
             time.sleep(_LOOKUP_SECONDS)
         batch = self._events.batch(time.time())
         if batch is not None and self._spec.cache.hbm_events:
@@ -210,7 +213,7 @@ class SimulatedEngine(threading.Thread):
 
     def _take_commands(self) -> bool:
         """Takes what has arrived, waiting for it where there is nothing else to do; False where the engine is to end."""
-        idle = not self._scheduler.running and not self._scheduler.waiting
+        idle = not self._scheduler.running and not self._scheduler.waiting and not self._scheduler.keeping
         while idle or not self._commands.empty():
             command = self._commands.get()
             idle = False
@@ -255,7 +258,11 @@ def registered_as(spec: EngineSpec, holder: str, block_bytes: int) -> RegisterEn
     )
 
 
-def _policy(spec: EngineSpec, registration: RegisterEngine) -> Policy:
+def _hold_ms(spec: EngineSpec) -> int:
+    return spec.cache.handover_hold_ms if spec.cache.handover == "hbm" else 0
+
+
+def _policy(spec: EngineSpec, registration: RegisterEngine, block_bytes: int) -> Policy:
     cache = spec.cache
     return Policy(
         worker=spec.worker,
@@ -267,4 +274,6 @@ def _policy(spec: EngineSpec, registration: RegisterEngine) -> Policy:
         save_decode_cache=cache.save_decode_cache,
         lookup_ms_max=cache.lookup_ms_max,
         pull_tokens_min=cache.pull_tokens_min,
+        hold_ms=_hold_ms(spec),
+        hold_blocks_max=int(cache.handover_hold_gb * 1e9 / block_bytes),
     )

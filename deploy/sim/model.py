@@ -14,7 +14,9 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from cachebus.engine.blocks import AlreadyComputed, Computed, Entry
+from cachebus.engine.blocks import AlreadyComputed, Computed, Entry, Handed
+from cachebus.engine.process_memory import Pages, ProcessMemory
+from cachebus.messages_handover import SharedMemory
 from deploy.sim.profile import Profile
 from deploy.sim.scheduler import Part, Work
 from deploy.sim.vocabulary import FIRST_WORD, WORDS
@@ -35,6 +37,7 @@ class Model:
         self._kv = np.zeros((profile.blocks, profile.block_size, profile.layers), np.uint64)
         self._pages = self._kv.reshape(profile.blocks, -1).view(np.uint8)
         self.page_bytes = self.block_bytes = profile.block_size * profile.layers * _ENTRY_BYTES
+        self._memory = ProcessMemory(Pages([self._kv.ctypes.data], profile.blocks, self.block_bytes, self.page_bytes))
         # One call a pull and a step, so that its time is that of all its bytes.
         self.load_bytes = self.save_bytes = 1 << 62
         self.load_threads = self.save_threads = 1
@@ -122,6 +125,27 @@ class Model:
             arrived[blocks >= 0] = self._pages[blocks[blocks >= 0]]
             digests.append(_digest(arrived, key))
         return digests
+
+    def digests(self, entries: Sequence[Sequence[int]], key: bytes) -> list[bytes]:
+        """In no time: a GPU digests a step's chunks in less than a millisecond."""
+        return [_digest(self._pages[list(blocks)], key) for blocks in entries]
+
+    def shared(self, holder: str, layout: bytes) -> SharedMemory:
+        """The blocks as other simulated engines reach them, in other processes, too."""
+        return self._memory.shared(holder, layout)
+
+    def reaches(self) -> list[str]:
+        """The memory of this machine's processes."""
+        return [self._memory.device]
+
+    def fetch(self, memory: SharedMemory, entries: Sequence[Handed], key: bytes | None) -> list[bytes]:
+        """Copies another engine's blocks, at the end of the profile's time."""
+        self._pass(self._profile.hand_over_seconds(sum(len(entry.blocks) for entry in entries) * self._block_size))
+        self._memory.fetch(memory, [(entry.there, entry.blocks) for entry in entries])
+        return [_digest(self._pages[list(entry.blocks)], key) for entry in entries]
+
+    def unmap(self, memory: SharedMemory) -> None:
+        """Nothing was opened."""
 
     def _tokens(self, entries: Sequence[Entry]) -> int:
         return sum(block >= 0 for entry in entries for block in entry.blocks) * self._block_size

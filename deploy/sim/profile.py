@@ -49,6 +49,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pull_ms: float = 3.0
     """What every pull costs beside its bytes"""
     publish_gb_per_second: float = 45.0
+    hand_over_gb_per_second: float = 500.0
+    """Out of another engine's blocks on the same GPU, an assumption"""
 
     def __post_init__(self) -> None:
         for name in ("layers", "block_size", "blocks", "max_model_len", "max_num_batched_tokens", "max_num_seqs"):
@@ -56,7 +58,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"{name}: give at least 1")
         if self.max_model_len > self.blocks * self.block_size:
             raise ValueError(f"max_model_len: {self.max_model_len} tokens don't fit {self.blocks} blocks of {self.block_size}")
-        for name in ("pull_gb_per_second", "publish_gb_per_second"):
+        for name in ("pull_gb_per_second", "publish_gb_per_second", "hand_over_gb_per_second"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: give more than 0")
         for name in ("prefill_tokens_per_second", "decode_ms"):
@@ -78,6 +80,10 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def pull_seconds(self, tokens: int) -> float:
         """The time in which ``tokens`` are pulled into HBM."""
         return self.pull_ms / 1e3 + tokens * self.kv_bytes_per_token / (self.pull_gb_per_second * 1e9)
+
+    def hand_over_seconds(self, tokens: int) -> float:
+        """The time in which ``tokens`` are copied out of another engine's blocks."""
+        return tokens * self.kv_bytes_per_token / (self.hand_over_gb_per_second * 1e9)
 
     def publish_seconds(self, tokens: int) -> float:
         """The time in which ``tokens`` are copied out."""

@@ -30,8 +30,8 @@ class Connector(Protocol):
     def allocated(self, request_id: str, blocks: Sequence[int], external_tokens: int) -> None:
         """The request has its blocks; ``external_tokens`` are to be pulled into them."""
 
-    def finished(self, request_id: str) -> None:
-        """The request ended."""
+    def finished(self, request_id: str, *, whole: bool = False) -> bool:
+        """The request ended; ``whole``: as it was to. True: its blocks stay until ``let_go``."""
 
 
 class Phase(Enum):
@@ -102,6 +102,7 @@ class Scheduler:
         self._works: dict[str, Work] = {}
         self._waiting: list[Work] = []
         self._running: list[Work] = []
+        self._kept: dict[str, list[int]] = {}
 
     @property
     def running(self) -> int:
@@ -117,6 +118,11 @@ class Scheduler:
     def loading(self) -> bool:
         """Whether any prefix is being pulled."""
         return any(work.phase in (Phase.LOADING, Phase.ABORTED) for work in self._works.values())
+
+    @property
+    def keeping(self) -> bool:
+        """Whether blocks of requests that have ended are kept for who reads them."""
+        return bool(self._kept)
 
     def add(self, work: Work) -> None:
         """A request arrived."""
@@ -152,7 +158,7 @@ class Scheduler:
                 continue
             work.tokens.append(token)
             if work.generated >= work.max_tokens:
-                self._end(work)
+                self._end(work, whole=True)
                 ended.append(work)
         return ended
 
@@ -172,6 +178,10 @@ class Scheduler:
         self._remember(work)
         self._waiting.insert(0, work)
 
+    def let_go(self, request_id: str) -> None:
+        """Nobody reads the blocks of a request that has ended any more."""
+        self.pool.let_go(self._kept.pop(request_id))
+
     def abort(self, request_id: str) -> None:
         """The request's client left."""
         work = self._works.get(request_id)
@@ -187,7 +197,8 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raises AssertionError where blocks and requests do not agree."""
         self.pool.check_integrity()
-        held = {block for work in self._works.values() for block in work.blocks}
+        kept = {block for blocks in self._kept.values() for block in blocks}
+        held = kept | {block for work in self._works.values() for block in work.blocks}
         assert len(held) == len(self.pool._holders) - self.pool.free
 
     def _admit(self, step: Step, budget: int, now_ms: float) -> None:
@@ -272,11 +283,13 @@ class Scheduler:
         work.loaded, work.phase = False, Phase.WAITING
         self._waiting.insert(0, work)
 
-    def _end(self, work: Work) -> None:
+    def _end(self, work: Work, *, whole: bool = False) -> None:
         del self._works[work.request_id]
         (self._running if work.phase is Phase.RUNNING else self._waiting).remove(work)
-        self.pool.let_go(work.blocks)
-        self._connector.finished(work.request_id)
+        if self._connector.finished(work.request_id, whole=whole):
+            self._kept[work.request_id] = work.blocks
+        else:
+            self.pool.let_go(work.blocks)
 
     def _cached(self, work: Work) -> list[int]:
         """The blocks of its prefix that are in HBM. Its last token is never taken from there: the next one comes out of its step."""

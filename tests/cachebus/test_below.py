@@ -15,7 +15,8 @@ from blake3 import blake3
 from redis_server import RedisServer
 from tests_shared import ANSWER_MS, DIGEST_KEY, LAYOUT, Bus, wait_for
 
-from cachebus.messages import Acquire, Clear, Commit, Count, Granted, NewEntry, Quarantine, Release, Reserve, Reserved, WrittenEntry
+from cachebus.messages import Acquire, Commit, Granted, NewEntry, Quarantine, Release, Reserve, Reserved, WrittenEntry
+from cachebus.messages_tools import Clear, Count
 from cachebus.region import Region
 from cachebus.settings import CacheSettings
 from cachebus.table import State

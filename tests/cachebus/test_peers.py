@@ -17,8 +17,9 @@ from tests_shared import LAYOUT, Bus, wait_for
 from cachebus import security
 from cachebus.codec import decode_reply, encode_request
 from cachebus.errors import BusError, BusUnavailable
-from cachebus.messages import Clear, Denied, Request, Snapshot, SnapshotReply, Stat, StatReply
+from cachebus.messages import Denied, Request, Snapshot, SnapshotReply, Stat, StatReply
 from cachebus.messages_peers import Lend, Lent
+from cachebus.messages_tools import Clear
 from cachebus.security import Keyring
 from cachebus.settings import CacheSettings, SecuritySettings
 from cachebus.zeromq_peers import WINDOW, BytesReader, Pair, PeerAddress, PeerLink, Wanted, new_pair

@@ -8,7 +8,7 @@ from live import Live
 from tests_shared import ANSWER_MS, wait_for
 
 from cachebus.client import BusClient
-from cachebus.messages import Clear, Count
+from cachebus.messages_tools import Clear, Count
 from cachebus.wire import Tier
 from deploy.client import Answer, ask
 from deploy.launcher import Cluster

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engine_driver import BLOCK, CHUNK, POLICY, Engine
 
 from cachebus.engine.transfer import TransferParams
@@ -60,3 +62,18 @@ def test_what_did_not_come_in_time_is_computed_and_not_followed_again() -> None:
     assert engine.half.matched("r", 0, 0, 1 << 20) is None
     engine.bus.grant(3)
     assert engine.half.matched("r", 0, 1, 1 << 20) == 3 * CHUNK
+
+
+def test_where_engines_read_each_others_blocks_the_load_asks_for_all_of_it() -> None:
+    engine = Engine(2 * CHUNK + 20, replace(POLICY, hold_ms=400, hold_blocks_max=1), transfer=FOLLOWED)
+    assert engine.bus.of(Acquire) == []
+    assert engine.half.matched("r", CHUNK, 0, 1 << 20) == CHUNK + 20
+    engine.half.allocated("r", range(100, 110), CHUNK + 20)
+    (load,) = engine.half.step([], ()).loads
+    assert (load.lease, load.pieces) == (0, [])
+    assert load.follows is not None
+    assert [part.blocks for part in load.follows.coming] == [[104 + i for i in range(4)], [108], [109]]
+    assert engine.step(range(100, 110), 2 * CHUNK + 19, 1) == []
+    (report,) = engine.bus.of(Report)
+    assert isinstance(report, Report)
+    assert (report.hbm_tokens, report.pulled) == (CHUNK, {"dram": CHUNK + 19})

@@ -27,10 +27,10 @@ class Engine:
         return [Served(0, 1.0, TOKENS, self._cached, 1, 1.0 + self._seconds, 1.0 + self._seconds, True) for _ in requests]
 
 
-def measured(*engines: Engine) -> dict[tuple[str, str], float]:
+def measured(*engines: Engine, system: str = goals.OURS) -> dict[tuple[str, str], float]:
     plan, results = handover.Plan([TOKENS], runs=1), Results("handover", read_settings(None, [], {}))
     handover.measure(plan, goals.PLAIN, cast("list[StreamingEngine]", [Engine(1.0, 0)]), results)
-    handover.measure(plan, goals.OURS, cast("list[StreamingEngine]", list(engines)), results)
+    handover.measure(plan, system, cast("list[StreamingEngine]", list(engines)), results)
     return {(row.case, row.metric): row.median for row in results.rows if row.system == goals.OURS}
 
 
@@ -41,6 +41,12 @@ def test_both_engines_times_count_and_the_second_one_is_asked_before_the_first_i
     # These engines take no time to say what they took, so this is when the second one was asked.
     assert 0.88 <= found[handover.FOLLOWED, handover.TTFT] < 0.95
     assert found[handover.FOLLOWED, handover.ADDED] < 0
+
+
+def test_reading_each_others_blocks_is_a_case_of_its_own_and_followed() -> None:
+    found = measured(Engine(1.01, 0), Engine(0.04, TOKENS - 1), system=goals.OURS_HBM)
+    assert {case for case, _ in found} == {handover.HBM}
+    assert 0.88 <= found[handover.HBM, handover.TTFT] < 0.95
 
 
 @pytest.mark.parametrize("engines", [(Engine(1, 0), Engine(1, 0)), (Engine(1, 512), Engine(1, TOKENS - 1))], ids=["computed again", "seen before"])

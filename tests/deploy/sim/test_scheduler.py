@@ -25,6 +25,7 @@ class Cache:
         self.found: dict[str, int | None] = {}
         self.loads: list[tuple[str, list[int], int]] = []
         self.ended: list[str] = []
+        self.kept: set[str] = set()
 
     def matched(self, request_id: str, local_tokens: int, now_ms: float, free_blocks: int) -> int | None:
         found = self.found.get(request_id, 0)
@@ -37,8 +38,9 @@ class Cache:
     def loaded(self, request_ids: Sequence[str]) -> None:
         pass
 
-    def finished(self, request_id: str) -> None:
+    def finished(self, request_id: str, *, whole: bool = False) -> bool:
         self.ended.append(request_id)
+        return whole and request_id in self.kept
 
 
 class Engine:
