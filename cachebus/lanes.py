@@ -30,7 +30,9 @@ from cachebus.wire import Tier
 log = logging.getLogger("headstart.cachebus")
 
 SYNC_SECONDS = 5.0
-_PRIORITY = {Read: 0, Probe: 0, Wipe: 1, Write: 2}
+_PRIORITY = {Probe: 0, Read: 1, Wipe: 2, Write: 3}
+"""A probe is short, and a lookup waits for it: behind the reads that its first answers began it would come too late, and the rest be computed."""
+
 _URGENT = (Read, Probe)
 _LAST = 9
 

@@ -122,11 +122,10 @@ class SchedulerHalf:
                 return None
             self._forget_tickets(tracked)
             tracked.phase = _Phase.SETTLED
-        found = self._to_pull(tracked, now_ms)
-        if found and self._passing.is_coming(request_id, tracked.keys, local_tokens // self._policy.chunk_size):
+        if tracked.phase is _Phase.GRANTED and self._passing.is_coming(request_id, tracked.keys, local_tokens // self._policy.chunk_size):
             return None
         blocks = -(-len(tracked.view.tokens) // self._policy.block_size) - local_tokens // self._policy.block_size
-        return None if self._passing.lets_pass(request_id, blocks, free_blocks) else found
+        return None if self._passing.lets_pass(request_id, blocks, free_blocks) else self._to_pull(tracked, now_ms)
 
     def loaded(self, request_ids: Iterable[str]) -> None:
         """These requests' loads ended, however they did."""

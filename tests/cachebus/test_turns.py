@@ -12,8 +12,8 @@ from redis_server import RedisServer
 from test_redis import chunk, remote
 from tests_shared import DIGEST_KEY, wait_for
 
-from cachebus.chunk import ChunkHeader, key_id
-from cachebus.effects import Outcome, Wipe, Write
+from cachebus.chunk import ChunkHeader, Taken, key_id
+from cachebus.effects import Outcome, Probe, Read, Wipe, Write
 from cachebus.lanes import Memory
 from cachebus.redis import PART_BYTES, Remote, RemoteSettings
 from cachebus.remote_lane import RemoteLane
@@ -33,6 +33,16 @@ class Slow(Remote):
         self.begun.set()
         assert self.may_go_on.wait(10)
         return super().delete(keys) + found.count(None)
+
+
+class Gated(Remote):
+    """The real tier, in which every read waits for a permit."""
+
+    permits = threading.Semaphore(0)
+
+    def get(self, header: ChunkHeader, into: memoryview, taken: Taken = lambda piece: None) -> ChunkHeader | None:
+        assert self.permits.acquire(timeout=10)
+        return super().get(header, into, taken)
 
 
 @pytest.fixture
@@ -155,3 +165,24 @@ def test_any_mixture_ends(server: RedisServer) -> None:
     assert not any(thread.is_alive() for thread in lane._threads)
     headers = {name for name in server.client.keys("*") if not name.endswith(b":0")}
     assert {name + b":0" for name in headers} <= set(server.client.keys("*")), "no header without its part"
+
+
+def test_a_probe_overtakes_the_reads_that_wait(server: RedisServer) -> None:
+    """A long prompt's first probes begin reads; the lookup must hear of the rest before all those are through."""
+    header, payload = chunk(1, LENGTH)
+    tier = Gated(RemoteSettings(server.url, key_id(DIGEST_KEY), 60, 2000))
+    lane = RemoteLane(tier, Memory(memoryview(bytearray(payload)), DIGEST_KEY), readers=1, writers=1, wake=lambda: None)
+    done: dict[int, Outcome] = {}
+    try:
+        wait_for(lambda: lane.usable)
+        assert tier.put(header, memoryview(payload))
+        for number in range(1, 6):
+            lane.start(Read(number, "redis", header, 0, 0, None))
+        lane.start(Probe(6, "redis", [header.key]))
+        tier.permits.release()
+        wait_for(lambda: done.update(lane.outcomes()) or 6 in done)
+        assert set(done) == {1, 6}
+        assert done[6].headers == [header]
+    finally:
+        tier.permits.release(10)
+        lane.close(5)
