@@ -38,9 +38,13 @@ class Slow(Remote):
 class Gated(Remote):
     """The real tier, in which every read waits for a permit."""
 
-    permits = threading.Semaphore(0)
+    def __init__(self, settings: RemoteSettings) -> None:
+        super().__init__(settings)
+        self.begun = threading.Event()
+        self.permits = threading.Semaphore(0)
 
     def get(self, header: ChunkHeader, into: memoryview, taken: Taken = lambda piece: None) -> ChunkHeader | None:
+        self.begun.set()
         assert self.permits.acquire(timeout=10)
         return super().get(header, into, taken)
 
@@ -178,6 +182,7 @@ def test_a_probe_overtakes_the_reads_that_wait(server: RedisServer) -> None:
         assert tier.put(header, memoryview(payload))
         for number in range(1, 6):
             lane.start(Read(number, "redis", header, 0, 0, None))
+        assert tier.begun.wait(10)
         lane.start(Probe(6, "redis", [header.key]))
         tier.permits.release()
         wait_for(lambda: done.update(lane.outcomes()) or 6 in done)
