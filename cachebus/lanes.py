@@ -30,10 +30,7 @@ from cachebus.wire import Tier
 log = logging.getLogger("headstart.cachebus")
 
 SYNC_SECONDS = 5.0
-_PRIORITY = {Probe: 0, Read: 1, Wipe: 2, Write: 3}
-"""A probe is short, and a lookup waits for it: behind the reads that its first answers began it would come too late, and the rest be computed."""
-
-_URGENT = (Read, Probe)
+_PRIORITY = {Probe: 0, Read: 0, Wipe: 0, Write: 1}
 _LAST = 9
 
 
@@ -101,15 +98,18 @@ class Lane:
     """
 
     tier: Tier
+    probers = 0
+    """Threads for probes alone; 0: those that read do them, too."""
 
     def __init__(self, memory: Memory, readers: int, writers: int, wake: Callable[[], None]) -> None:
         self._memory, self._wake = memory, wake
-        self._urgent, self._later = Jobs(), Jobs()
+        self._reads, self._later = Jobs(), Jobs()
+        self._probes = Jobs() if self.probers else self._reads
         self._order = itertools.count()
         self._outcomes: queue.SimpleQueue[tuple[int, Outcome]] = queue.SimpleQueue()
         self._held: queue.SimpleQueue[Held] = queue.SimpleQueue()
         self._ending = threading.Event()
-        work = [*[self._urgent] * readers, *[self._later] * writers]
+        work = [*[self._probes] * self.probers, *[self._reads] * readers, *[self._later] * writers]
         self._threads = [threading.Thread(target=self._work, args=[jobs], name=f"headstart-{self.tier}", daemon=True) for jobs in work]
         self._threads.append(threading.Thread(target=self._upkeep, name=f"headstart-{self.tier}-upkeep", daemon=True))
         for thread in self._threads:
@@ -127,7 +127,7 @@ class Lane:
 
     def start(self, job: Job) -> None:
         """Queues a job."""
-        jobs = self._urgent if isinstance(job, _URGENT) else self._later
+        jobs = self._probes if isinstance(job, Probe) else self._reads if isinstance(job, Read) else self._later
         jobs.put((_PRIORITY[type(job)], next(self._order), job))
 
     def outcomes(self) -> Iterator[tuple[int, Outcome]]:
@@ -150,7 +150,7 @@ class Lane:
         """Does what is queued, for so long at most, and ends the threads."""
         self._ending.set()
         for _ in self._threads:
-            for jobs in (self._urgent, self._later):
+            for jobs in (self._probes, self._reads, self._later):
                 jobs.put((_LAST, next(self._order), None))
         deadline = time.monotonic() + seconds_max
         for thread in self._threads:

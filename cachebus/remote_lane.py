@@ -62,6 +62,8 @@ class RemoteLane(Lane):
     """The shared tier."""
 
     tier: Tier = "redis"
+    # A lookup waits for its probes; behind the reads that the first of them began they would come too late.
+    probers = 1
 
     def __init__(self, remote: RemoteStore, memory: Memory, readers: int, writers: int, wake: Callable[[], None]) -> None:
         self._remote = remote
