@@ -120,7 +120,7 @@ class CacheSettings(Section, frozen=True):
     hbm_events: bool = True
     """Let engines tell what their HBM holds, so that prompts go there; costs an engine with blocks of 16 tokens up to 0.4 ms per 1,000 new tokens"""
     handover: Literal["region", "hbm"] = "region"
-    """Way from prefill to decode worker of a node: region, or hbm: out of the engine's own blocks, where one GPU reaches them; else the region, too"""
+    """Way from prefill to decode worker of a node: region, or hbm: out of the engine's own blocks, where one GPU reaches them, else the region"""
     handover_hold_ms: int = 1000
     """With hbm: longest time that a prefill worker keeps a computed prompt's blocks for who reads them"""
     handover_hold_gb: float = 8.0
