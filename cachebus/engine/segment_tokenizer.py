@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 from tokenizers import Tokenizer
-from transformers import TokenizersBackend
+from transformers import PreTrainedTokenizerFast
 
 from cachebus.engine.segment_cache import SegmentCache, TokenIds
 from cachebus.engine.text_cuts import text_cuts
@@ -124,9 +124,9 @@ class SegmentTokenizer:
 def _backend(tokenizer: Any) -> Tokenizer:
     """What computes the ids of a tokenizer. Raises NotSplittable where that is not the library's own."""
     kind = type(tokenizer)
-    if not isinstance(tokenizer, TokenizersBackend) or not isinstance(tokenizer.backend_tokenizer, Tokenizer):
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or not isinstance(tokenizer.backend_tokenizer, Tokenizer):
         raise NotSplittable(f"{kind.__name__} is no tokenizer of the tokenizers library")
-    if kind._encode_plus is not TokenizersBackend._encode_plus or kind.__call__ is not TokenizersBackend.__call__:
+    if kind._encode_plus is not PreTrainedTokenizerFast._encode_plus or kind.__call__ is not PreTrainedTokenizerFast.__call__:
         raise NotSplittable(f"{kind.__name__} has a way of its own to encode")
     if tokenizer.split_special_tokens:
         raise NotSplittable("it splits special tokens")

@@ -12,6 +12,8 @@ models use. They are alternations, and of each known alternative (``_ALTERNATIVE
 - what is looked at beyond a match is the one character behind a run of white space, and such a run doesn't end at a letter's right side;
 - nothing looks back.
 
+Stages before that one may take out runs of digits, or of Chinese and Japanese characters: none has what follows a word, so none reaches over a cut.
+
 Hence the matches before the cut are those of the text that ends there, and those after it those of the text that begins there. Letters and what
 follows them are characters that NFC neither changes nor joins. Wherever an expression has an alternative that is not known, pieces stay whole.
 """
@@ -35,6 +37,7 @@ _UPPER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}
 _LETTERS = (
     frozenset([r"[^\r\n\p{L}\p{N}]?\p{L}+"]),
     frozenset([r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"]),
+    frozenset([r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"]),
     frozenset([r" ?\p{L}+"]),
     frozenset([_LOWER, _UPPER]),
     frozenset([f"{_LOWER}{_CONTRACTION}?", f"{_UPPER}{_CONTRACTION}?"]),
@@ -46,8 +49,11 @@ _ALTERNATIVES = frozenset().union(
     [_CONTRACTION, "'s", "'t", "'re", "'ve", "'m", "'ll", "'d", r"'(?i:[sdmt]|ll|ve|re)"],
     [r"\p{N}", r"\p{N}{1,3}", r" ?\p{N}+"],
     [r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"],
+    [r" ?[\p{P}\p{S}]+[\r\n]*", r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""],
     [r"\s*[\r\n]", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"],
 )
+_RUNS = frozenset([r"\p{N}", r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"])
+"""Expressions of stages before the one that splits words: runs of characters that never follow a word."""
 
 _LETTER = "A-Za-z\u0410-\u044f\u3041-\u3096\u4e00-\u9fff\uac00-\ud7a3"
 _SPACE, _OTHERS = " ", "\n.,\uff0c\u3002\u3001"
@@ -111,7 +117,7 @@ def _words(config: dict[str, Any]) -> re.Pattern[str] | None:
     stages = _parts(config.get("pre_tokenizer"), "pretokenizers")
     byte_level = stages.pop() if stages and stages[-1]["type"] == "ByteLevel" else None
     splits_itself = byte_level is not None and byte_level["use_regex"]
-    if stages if splits_itself else len(stages) != 1 or not _separates_words(stages[0]):
+    if not (splits_itself or (stages and _separates_words(stages.pop()))) or not all(map(_separates_runs, stages)):
         return None
     # Where a piece without a space before it is given one, a segment must have its own.
     behind = _SPACE if byte_level is not None and byte_level["add_prefix_space"] else _SPACE + _OTHERS
@@ -125,10 +131,17 @@ def _parts(node: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
     return list(node[name]) if node["type"] == "Sequence" else [node]
 
 
+def _separates_runs(stage: dict[str, Any]) -> bool:
+    whole = stage["type"] == "Split" and (stage["behavior"], stage["invert"]) == ("Isolated", False)
+    return stage["type"] == "Digits" or (whole and stage["pattern"].get("Regex") in _RUNS)
+
+
 def _separates_words(stage: dict[str, Any]) -> bool:
     if stage["type"] != "Split" or (stage["behavior"], stage["invert"]) not in (("Isolated", False), ("Removed", True)):
         return False
-    alternatives = set(_alternatives(stage["pattern"].get("Regex", "")))
+    # Some files have the line breaks themselves.
+    expression = stage["pattern"].get("Regex", "").replace("\r", r"\r").replace("\n", r"\n")
+    alternatives = set(_alternatives(expression))
     return alternatives <= _ALTERNATIVES and any(letters <= alternatives for letters in _LETTERS)
 
 

@@ -16,6 +16,11 @@ O200K = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+DEEPSEEK = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
+    "|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+)
+"""With line breaks themselves, as DeepSeek's file has it."""
 CHAT = ("<|im_start|>", "<|im_end|>", "<|end|>", "<|end|>|>", "<s>", "</s>")
 """One is the beginning of another."""
 
@@ -58,6 +63,23 @@ def byte_level(expression: str = "", *, prefix_space: bool = False, nfc: bool = 
     trainer = trainers.BpeTrainer(vocab_size=1500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     _trained(tokenizer, trainer)
     tokenizer.add_tokens([special(content) for content in CHAT])
+    return tokenizer
+
+
+def deepseek() -> Tokenizer:
+    """Three expressions, one after another."""
+    tokenizer = byte_level(DEEPSEEK)
+    before = (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", DEEPSEEK)
+    splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in before]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return tokenizer
+
+
+def star_coder(*, prefix_space: bool = False) -> Tokenizer:
+    """GPT-2's, with each digit by itself."""
+    tokenizer = byte_level()
+    stages = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(stages)
     return tokenizer
 
 
@@ -134,6 +156,9 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "Llama 3": functools.partial(byte_level, LLAMA3),
     "Llama 3 with a prefix space": functools.partial(byte_level, LLAMA3, prefix_space=True),
     "o200k": functools.partial(byte_level, O200K),
+    "DeepSeek V3": deepseek,
+    "StarCoder": star_coder,
+    "StarCoder with a prefix space": functools.partial(star_coder, prefix_space=True),
     "Metaspace always": functools.partial(metaspace, "always"),
     "Metaspace first": functools.partial(metaspace, "first"),
     "Metaspace never": functools.partial(metaspace, "never"),
@@ -144,8 +169,9 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "added tokens of all flags": with_flags,
     "characters": by_character,
 }
-WORDS_CUT = frozenset(
-    ["GPT-2", "GPT-2 with a prefix space", "Qwen 2", "Llama 3", "Llama 3 with a prefix space", "o200k", "BOS and EOS", "characters"]
+WORDS_CUT = (
+    *("GPT-2", "GPT-2 with a prefix space", "Qwen 2", "Llama 3", "Llama 3 with a prefix space", "o200k", "DeepSeek V3"),
+    *("StarCoder", "StarCoder with a prefix space", "BOS and EOS", "characters"),
 )
 """Kinds whose texts may be cut between words."""
 

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizer_kinds import LLAMA3, O200K, QWEN2, by_character, byte_level, metaspace, special, text_of_ours
+from tokenizer_kinds import DEEPSEEK, LLAMA3, O200K, QWEN2, by_character, byte_level, metaspace, special, text_of_ours
 from tokenizers import Tokenizer
 
 from cachebus.engine.text_cuts import text_cuts
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 
 
 def config(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def test_added_tokens_that_nobody_can_look_for(content: str) -> None:
         text_cuts(added(content))
 
 
-@pytest.mark.parametrize("expression", ["", QWEN2, LLAMA3, O200K])
+@pytest.mark.parametrize("expression", ["", QWEN2, LLAMA3, O200K, DEEPSEEK])
 def test_words_are_cut_behind_letters(expression: str) -> None:
     cuts, text = text_cuts(config(byte_level(expression))), text_of_ours()[:50_000]
     found = pieces(text, cuts.of(text, 1, 100))
@@ -115,7 +117,9 @@ def test_nor_what_is_normalised_or_split_in_other_ways() -> None:
         {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "NFKC"}]}},
         {"pre_tokenizer": None},
         {"pre_tokenizer": {"type": "Whitespace"}},
-        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}},
+        {"pre_tokenizer": BYTES},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTES, BYTES]}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, {**BYTES, "use_regex": True}]}},
     ):
         assert text_cuts({**config(byte_level()), **change}).words is None
     split = config(by_character())
