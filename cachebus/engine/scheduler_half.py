@@ -122,15 +122,19 @@ class SchedulerHalf:
                 return None
             self._forget_tickets(tracked)
             tracked.phase = _Phase.SETTLED
-        if tracked.phase is _Phase.GRANTED and self._passing.is_coming(request_id, tracked.keys, local_tokens // self._policy.chunk_size):
+        there = self._tokens_in(tracked, len(tracked.extents[0])) - local_tokens if tracked.extents else 0
+        may_pull = tracked.phase is _Phase.GRANTED and (there >= self._policy.pull_tokens_min or bool(tracked.follow_ms))
+        if may_pull and self._passing.is_coming(request_id, tracked.keys, local_tokens // self._policy.chunk_size):
             return None
         blocks = -(-len(tracked.view.tokens) // self._policy.block_size) - local_tokens // self._policy.block_size
-        return None if self._passing.lets_pass(request_id, blocks, free_blocks) else self._to_pull(tracked, now_ms)
+        if self._passing.lets_pass(request_id, blocks, free_blocks, pulls=may_pull):
+            return None
+        return self._to_pull(tracked, now_ms) if may_pull else 0
 
     def loaded(self, request_ids: Iterable[str]) -> None:
         """These requests' loads ended, however they did."""
         for request_id in request_ids:
-            self._passing.ended(request_id)
+            self._passing.pulled(request_id)
 
     def took(self, samples: Iterable[StepTook | PullTook], now_ms: float) -> None:
         """What steps and pulls took in the workers."""
@@ -165,7 +169,7 @@ class SchedulerHalf:
         """The loads that begin in this step and the chunks that it completes."""
         parts = list(scheduled)
         self._read_replies()
-        self._passing.stepped()
+        self._passing.stepped(part.request_id for part in parts)
         for request_id in preempted:
             tracked = self._requests.get(request_id)
             if tracked is not None:
@@ -194,7 +198,7 @@ class SchedulerHalf:
 
         True where the engine is to keep its blocks until ``holds.over`` names it: it was computed for somebody else, who may still read them.
         """
-        self._passing.ended(request_id)
+        self._passing.gone(request_id)
         tracked = self._requests.pop(request_id, None)
         if tracked is None:
             return False
@@ -277,8 +281,6 @@ class SchedulerHalf:
 
     def _to_pull(self, tracked: _Tracked, now_ms: float) -> int:
         """Tokens after the local ones that are pulled if the request gets its blocks now."""
-        if tracked.phase is not _Phase.GRANTED:
-            return 0
         count = len(tracked.keys) + len(tracked.tails) if tracked.follow_ms else self._worth(tracked, now_ms)
         found = self._tokens_in(tracked, count) - tracked.local_tokens
         return found if found >= self._policy.pull_tokens_min else 0
@@ -336,7 +338,7 @@ class SchedulerHalf:
             return []
         after = part.computed + part.scheduled
         if after >= view.prompt_tokens and part.scheduled >= policy.chunk_size:
-            self._passing.arrived()
+            self._passing.open()
         # Tokens that the engine has scheduled but not sampled yet have no id, hence no key; their chunk waits a step.
         known = min(after, len(view.tokens)) if policy.save_decode_cache else min(after, view.prompt_tokens)
         saves = []

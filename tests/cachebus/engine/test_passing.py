@@ -18,46 +18,47 @@ def test_what_another_pull_brings_is_waited_for() -> None:
     assert not passing.is_coming("b", OTHERS, 0)
     assert not passing.is_coming("b", KEYS, 6), "it has that much"
     assert not passing.is_coming("a", KEYS, 0), "nobody waits for itself"
-    passing.ended("a")
+    passing.pulled("a")
     assert not passing.is_coming("b", KEYS, 0)
 
 
 def test_who_finds_no_room_is_passed_for_a_moment_after_a_prefix_arrived() -> None:
     passing = Passing()
-    assert not passing.lets_pass("first", 5, 4), "nothing has arrived"
-    passing.stepped()
+    assert not passing.lets_pass("first", 5, 4, pulls=False), "nothing has arrived"
+    passing.stepped([])
     passing.begun("a", KEYS)
-    passing.ended("a")
+    passing.pulled("a")
+    passing.stepped(["a"])
     for _ in range(PASSES):
-        assert passing.lets_pass("first", 5, 4)
-        assert passing.lets_pass("second", 5, 4)
-        assert not passing.lets_pass("small", 4, 4)
-        passing.stepped()
-    assert not passing.lets_pass("first", 5, 4)
+        assert passing.lets_pass("first", 5, 4, pulls=False)
+        assert passing.lets_pass("second", 5, 4, pulls=False)
+        assert not passing.lets_pass("small", 4, 4, pulls=False)
+        passing.stepped([])
+    assert not passing.lets_pass("first", 5, 4, pulls=False)
 
 
 def test_a_step_without_a_round_takes_nothing_from_the_moment() -> None:
     passing = Passing()
-    passing.arrived()
+    passing.open()
     for _ in range(10):
-        passing.stepped()
-    assert passing.lets_pass("first", 5, 4)
+        passing.stepped([])
+    assert passing.lets_pass("first", 5, 4, pulls=False)
 
 
 def test_the_first_in_line_is_passed_so_often_and_no_more() -> None:
     passing = Passing()
     moments = 0
     for _ in range(3 * MOMENTS_MAX):
-        passing.arrived()
-        moments += passing.lets_pass("first", 5, 4)
+        passing.open()
+        moments += passing.lets_pass("first", 5, 4, pulls=False)
         for _ in range(PASSES):
-            passing.lets_pass("first", 5, 4)
-            passing.stepped()
+            passing.lets_pass("first", 5, 4, pulls=False)
+            passing.stepped([])
     assert MOMENTS_MAX <= moments <= MOMENTS_MAX + 1
-    assert not passing.lets_pass("next", 5, 4)
-    passing.stepped()
-    passing.arrived()
-    assert passing.lets_pass("next", 5, 4), "another one's count begins anew"
+    assert not passing.lets_pass("next", 5, 4, pulls=False)
+    passing.stepped([])
+    passing.open()
+    assert passing.lets_pass("next", 5, 4, pulls=False), "another one's count begins anew"
 
 
 def loading() -> Engine:
@@ -97,3 +98,26 @@ def test_a_prompt_computed_here_lets_those_pass_that_share_it() -> None:
     engine.half.step([Scheduled("r", list(range(8)), True, 0, 2 * CHUNK)], ())
     assert engine.half.matched("large", 0, 0, 3) is None
     assert engine.half.matched("large", 0, 0, 4) == 0
+
+
+def test_behind_one_that_is_passed_nobody_pulls() -> None:
+    """It would hold memory and stand behind it."""
+    passing = Passing()
+    passing.open()
+    assert not passing.lets_pass("before", 2, 4, pulls=True)
+    assert passing.lets_pass("first", 5, 4, pulls=False)
+    assert passing.lets_pass("behind", 2, 4, pulls=True)
+    assert not passing.lets_pass("shares", 2, 4, pulls=False)
+
+
+def test_whoever_has_pulled_is_never_held_up_by_one_that_finds_no_room() -> None:
+    """Both would wait for ever: the one for memory that the other holds."""
+    for end in ("stepped", "gone"):
+        passing = Passing()
+        passing.begun("pulled", KEYS)
+        passing.pulled("pulled")
+        for _ in range(3 * PASSES):
+            assert passing.lets_pass("first", 5, 4, pulls=False)
+            passing.stepped(["another"])
+        passing.stepped(["pulled"]) if end == "stepped" else passing.gone("pulled")
+        assert not passing.lets_pass("first", 5, 4, pulls=False)

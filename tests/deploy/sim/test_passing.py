@@ -130,8 +130,8 @@ class FullEngine:
 
 def strict(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's own order."""
-    monkeypatch.setattr(Passing, "lets_pass", lambda *_arguments: False)
-    monkeypatch.setattr(Passing, "is_coming", lambda *_arguments: False)
+    monkeypatch.setattr(Passing, "lets_pass", lambda *_arguments, **_named: False)
+    monkeypatch.setattr(Passing, "is_coming", lambda *_arguments, **_named: False)
 
 
 def rate(clients: int, reuse: float) -> tuple[float, float]:
