@@ -126,7 +126,7 @@ def _backend(tokenizer: Any) -> Tokenizer:
     kind = type(tokenizer)
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or not isinstance(tokenizer.backend_tokenizer, Tokenizer):
         raise NotSplittable(f"{kind.__name__} is no tokenizer of the tokenizers library")
-    if kind._encode_plus is not PreTrainedTokenizerFast._encode_plus or kind.__call__ is not PreTrainedTokenizerFast.__call__:
+    if any(getattr(kind, name, None) is not getattr(PreTrainedTokenizerFast, name, None) for name in ("__call__", "_encode_plus")):
         raise NotSplittable(f"{kind.__name__} has a way of its own to encode")
     if tokenizer.split_special_tokens:
         raise NotSplittable("it splits special tokens")

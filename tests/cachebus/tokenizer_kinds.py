@@ -24,6 +24,11 @@ DEEPSEEK = (
 CHAT = ("<|im_start|>", "<|im_end|>", "<|end|>", "<|end|>|>", "<s>", "</s>")
 """One is the beginning of another."""
 
+HARD = "don't We're it's! word!\n\nWord.\n word, two  12 345\t(x)\r\n 'S word's\n Word 1.5 word...\n\n\n two's x='re 12\n"
+"""What expressions split in different ways."""
+WINDOW = 50
+"""Characters of a text for training: a token is within one."""
+
 
 def text_of_ours() -> str:
     """A text with words, code, figures and several scripts."""
@@ -49,9 +54,20 @@ def _trained(tokenizer: Tokenizer, trainer: trainers.Trainer) -> Tokenizer:
     return tokenizer
 
 
-def byte_level(expression: str = "", *, prefix_space: bool = False, nfc: bool = False) -> Tokenizer:
-    """Byte-level BPE: GPT-2's expression, or another one."""
+@functools.cache
+def _merged() -> str:
+    """Byte-level BPE trained on text that is split nowhere, so its tokens reach over words: a text that is split otherwise has other tokens."""
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trainer = trainers.BpeTrainer(vocab_size=4000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    text = text_of_ours() + HARD * 40
+    tokenizer.train_from_iterator([text[at : at + WINDOW] for at in range(0, len(text), WINDOW)], trainer)
+    return tokenizer.to_str()
+
+
+def byte_level(expression: str = "", *, prefix_space: bool = False, nfc: bool = False) -> Tokenizer:
+    """Byte-level BPE with GPT-2's expression, or another one."""
+    tokenizer = Tokenizer.from_str(_merged())
     if nfc:
         tokenizer.normalizer = normalizers.NFC()
     if expression:
@@ -60,8 +76,6 @@ def byte_level(expression: str = "", *, prefix_space: bool = False, nfc: bool = 
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=1500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    _trained(tokenizer, trainer)
     tokenizer.add_tokens([special(content) for content in CHAT])
     return tokenizer
 
