@@ -16,6 +16,7 @@ from cachebus.messages import Stat, StatReply
 from cachebus.region import Region
 from cachebus.settings import SecuritySettings
 from cachebus.table import State
+from deploy.bench import engines
 from deploy.bench.offline import Asked, OfflineEngine
 from deploy.bench.streaming import StreamingEngine
 from deploy.cli import resolved
@@ -89,4 +90,5 @@ def offline_node(
         node = OfflineNode(private, folder, options, environment)
         node.cluster.start_bus(print)
         yield node
+        engines.await_released(node.cluster.run_dir)
         node.cluster.stop()
