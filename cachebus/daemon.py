@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from cachebus import census, holder, housekeeping, zeromq
 from cachebus.below import Below
@@ -70,6 +71,8 @@ from cachebus.tenants import TenantsFile
 from cachebus.wire import Tier
 
 log = logging.getLogger("headstart.cachebus")
+
+_OfHolder = TypeVar("_OfHolder", Acquire, Reserve, Reattach, RegisterEngine, RegisterWorker)
 
 TICK_MS = 20
 REAP_MS = 500
@@ -146,10 +149,10 @@ class Daemon:
             Drain: self._members.drain,
             Leave: self._members.leave,
             Report: lambda c, t, r: [Publish(r)],
-            Acquire: lambda c, t, r: self._directory.acquire(c, t, r, _now_ms()),
+            Acquire: lambda c, t, r: self._directory.acquire(c, t, self._of_living(r), _now_ms()),
             Withdraw: lambda c, t, r: self._directory.withdraw(c, r.acquire),
             Release: lambda c, t, r: self._directory.release(r.leases),
-            Reserve: self._directory.reserve,
+            Reserve: lambda c, t, r: self._directory.reserve(c, t, self._of_living(r)),
             Commit: lambda c, t, r: self._directory.commit(r.holder, r.entries, _now_ms()),
             Abandon: lambda c, t, r: self._directory.abandon(r.holder, r.slots, _now_ms()),
             Quarantine: self._quarantine,
@@ -328,6 +331,7 @@ class Daemon:
         return [Answer(client, ticket, SnapshotReply(self._epoch, self._seq, keys, workers, hbm))]
 
     def _register_engine(self, client: bytes, ticket: int, request: RegisterEngine) -> list[Effect]:
+        self._of_living(request)
         effects: list[Effect]
         if request.chunk_size != self._chunk_size:
             reason = f"cache.chunk_size is {request.chunk_size} in {request.worker} and {self._chunk_size} in the cachebus: set one value"
@@ -350,9 +354,7 @@ class Daemon:
         return effects
 
     def _register_worker(self, client: bytes, ticket: int, request: RegisterWorker) -> list[Effect]:
-        if not holder.is_alive(self._run_dir, request.holder):
-            raise BusError(f"holder {request.holder} of {request.worker} has no lock in this run directory")
-        self._holders.add(request.holder)
+        self._of_living(request)
         self._carry_out(self._directory.attach(request.holder))
         log.info("%s worker %s serves %s at %s", request.role, request.worker, request.model, request.url)
         return self._members.register_worker(client, ticket, request)
@@ -362,10 +364,19 @@ class Daemon:
         return [*self._directory.quarantine(request), Answer(client, ticket, Done())]
 
     def _reattach(self, client: bytes, ticket: int, request: Reattach) -> list[Effect]:
-        if not holder.is_alive(self._run_dir, request.holder):
-            raise BusError(f"holder {request.holder} has no lock in this run directory")
-        self._holders.add(request.holder)
+        self._of_living(request)
         return [*self._directory.reattach(request, _now_ms()), Answer(client, ticket, Done())]
+
+    def _of_living(self, request: _OfHolder) -> _OfHolder:
+        """The request, whose holder is watched from now on. What the dead have sent may be read after they were noticed, and nobody would end it.
+
+        Raises BusError where the holder is dead.
+        """
+        if request.holder not in self._holders:
+            if not holder.is_alive(self._run_dir, request.holder):
+                raise BusError(f"holder {request.holder} has no lock in this run directory")
+            self._holders.add(request.holder)
+        return request
 
     def _reap(self) -> None:
         for name in [name for name in self._holders if not holder.is_alive(self._run_dir, name)]:

@@ -57,6 +57,22 @@ time.sleep(60)
     wait_for(lambda: values(bus)["leases"] == 0 and values(bus)["writing"] == 0, seconds=3)
 
 
+def test_what_the_dead_have_sent_is_refused(bus: Bus) -> None:
+    """A message may wait in a socket until its sender's end was noticed: nobody would ever end what it took."""
+    bus.store(KEYS[0])
+    holder, client = Holder(bus.run_dir), bus.client()
+    client.call(Hello("dying", holder.id), ANSWER_MS)
+    before = values(bus)["holders"]
+    holder.close()
+    wait_for(lambda: values(bus)["holders"] == before - 1, seconds=3)
+    for request in (Acquire(holder.id, LAYOUT, [KEYS[0]], 0), Reserve(holder.id, LAYOUT, [NewEntry(KEYS[1], 4096)])):
+        with pytest.raises(Refused, match="has no lock"):
+            client.call(request, ANSWER_MS)
+    client.close()
+    assert values(bus)["leases"] == 0
+    assert values(bus)["writing"] == 0
+
+
 def test_noise_is_counted_and_dropped(bus: Bus) -> None:
     requester = zeromq.Requester(f"ipc://{bus.run_dir / zeromq.REQUESTS}")
     for noise in (b"", b"\xc1", b"\x93\x01", b"x" * 10_000):
