@@ -38,7 +38,7 @@ pip install --editable ".[dev]"
 # They fail without them.
 missing=()
 containers=(podman:podman runc:runc catatonit:catatonit debootstrap:debootstrap /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns)
-for pair in redis-server:redis-server ip:iproute2 nft:nftables chromium:chromium systemd-analyze:systemd "${containers[@]}"; do
+for pair in redis-server:redis-server ip:iproute2 nft:nftables iptables:iptables chromium:chromium systemd-analyze:systemd "${containers[@]}"; do
   command -v "${pair%%:*}" >/dev/null || [ -x "/usr/sbin/${pair%%:*}" ] || missing+=("${pair#*:}")
 done
 if [ ${#missing[@]} -gt 0 ]; then
