@@ -13,14 +13,15 @@ _CHOSEN_FROM = range(20_000, 32_000)
 _TRIES = 200
 
 
-def free_port(host: str) -> int:
-    """A port of ``host`` that nobody listens on. Raises HeadstartError where none is found."""
-    for port in random.sample(_CHOSEN_FROM, _TRIES):
+def free_port(host: str, count: int = 1) -> int:
+    """The first of ``count`` ports in a row of ``host`` that nobody listens on. Raises HeadstartError where there are none."""
+    for first in random.sample(_CHOSEN_FROM, _TRIES):
         try:
-            _bind(host, port)
+            for port in range(first, first + count):
+                _bind(host, port)
         except OSError:
             continue
-        return port
+        return first
     raise HeadstartError(f"found no free port of {host} between {_CHOSEN_FROM.start} and {_CHOSEN_FROM.stop}")
 
 

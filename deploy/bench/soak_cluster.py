@@ -21,7 +21,7 @@ import msgspec
 from cachebus import holder
 from cachebus.engine import process_tree
 from cachebus.errors import HeadstartError
-from cachebus.ports import check_free, free_port
+from cachebus.ports import free_port
 from deploy.bench.sim_cluster import await_true, headstart
 from deploy.bench.soak_plan import CHUNK_TOKENS, PREFILL_TOKENS_MIN, PROFILE, Fault
 from deploy.launcher import answers, registered
@@ -66,7 +66,7 @@ class SoakCluster:
         self._plan, self._logs = plan, logs
         self._place = tempfile.TemporaryDirectory(prefix="headstart-soak-", dir=plan.folder)
         self.run_dir = Path(self._place.name)
-        first = _free_ports(1 + plan.router_processes)
+        first = free_port(HOST, 1 + plan.router_processes)
         self.url = f"http://{HOST}:{first}"
         self.admin = [f"http://{HOST}:{first + 1 + number}" for number in range(plan.router_processes)]
         self.region = Path(f"/dev/shm/{self.run_dir.name}")
@@ -267,15 +267,3 @@ class SoakCluster:
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
     if process.poll() is None:
         process.send_signal(number)
-
-
-def _free_ports(count: int) -> int:
-    """The first of so many free ports in a row."""
-    while True:
-        first = free_port(HOST)
-        try:
-            for port in range(first, first + count):
-                check_free("a port", HOST, port)
-        except HeadstartError:
-            continue
-        return first

@@ -24,7 +24,7 @@ from cachebus.errors import BusError, HeadstartError
 from cachebus.holder import Holder
 from cachebus.messages import Acquire, Commit, Granted, NewEntry, Release, Reserve, Reserved, Stat, StatReply, WrittenEntry
 from cachebus.messages_tools import Clear
-from cachebus.ports import check_free, free_port
+from cachebus.ports import free_port
 from cachebus.region import Region
 from cachebus.settings import CacheSettings, SecuritySettings
 from cachebus.table import State
@@ -41,7 +41,6 @@ _GET_SECONDS_MAX = 60.0
 _POLL_SECONDS = 0.0005
 _SPARE_BYTES = 64 << 20
 _NODE_PORTS = 3
-_TRIES = 100
 _TORN_READS_MAX = 20
 
 
@@ -163,7 +162,7 @@ def two_nodes(load: Load, *, keys: bool) -> Iterator[Callable[[], dict[str, floa
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headstart-bench-")))
         secured = list(_secured(folder, keys=keys))
         base = CacheSettings(max_local_cpu_size=(1.02 * load.total + _SPARE_BYTES) / 1e9, peer_timeout_ms=PATIENCE_MS)
-        ports = [_three_ports(), 0]
+        ports = [free_port(_HOST, _NODE_PORTS), 0]
         caches = [
             msgspec.structs.replace(base, node_port=ports[0]),
             msgspec.structs.replace(base, peers=[f"{'first@' if keys else ''}{_HOST}:{ports[0]}"]),
@@ -194,13 +193,3 @@ def _secured(folder: Path, *, keys: bool) -> Iterator[SecuritySettings]:
         security.add(folder / "keys", name, "node", new_pair)
     for name in ("first", "second"):
         yield SecuritySettings(keys_dir=str(folder / "keys" / name))
-
-
-def _three_ports() -> int:
-    for _ in range(_TRIES):
-        first = free_port(_HOST)
-        with contextlib.suppress(HeadstartError):
-            for port in range(first, first + _NODE_PORTS):
-                check_free("bench", _HOST, port)
-            return first
-    raise HeadstartError("found no three free ports in a row")

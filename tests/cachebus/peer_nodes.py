@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from test_below import get, put
 from tests_shared import Bus, wait_for
 
 from cachebus import security
+from cachebus.ports import free_port
 from cachebus.settings import CacheSettings, SecuritySettings
 from cachebus.zeromq_peers import new_pair
 
@@ -20,21 +19,7 @@ __all__ = ["get", "put", "Nodes", "free_ports"]
 
 def free_ports(count: int = 3) -> int:
     """The first of some free ports in a row."""
-    for _ in range(1000):
-        first = random.randrange(20_000, 32_000)
-        sockets = []
-        try:
-            for port in range(first, first + count):
-                listening = socket.socket()
-                sockets.append(listening)
-                listening.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        finally:
-            for listening in sockets:
-                listening.close()
-        return first
-    raise AssertionError("no free ports")
+    return free_port("127.0.0.1", count)
 
 
 class Nodes:

@@ -36,6 +36,16 @@ def test_ports_in_use_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
             free_port(HOST)
 
 
+def test_ports_in_a_row_are_all_free() -> None:
+    first = free_port(HOST, 3)
+    with socket.create_server((HOST, first + 2)), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ports, "_CHOSEN_FROM", range(first, first + 1))
+        patch.setattr(ports, "_TRIES", 1)
+        assert free_port(HOST, 2) == first
+        with pytest.raises(HeadstartError, match="found no free port"):
+            free_port(HOST, 3)
+
+
 def test_the_refusal_names_the_setting() -> None:
     with socket.create_server((HOST, free_port(HOST))) as taken:
         port = taken.getsockname()[1]

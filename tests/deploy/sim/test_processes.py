@@ -17,31 +17,18 @@ import pytest
 from sim_cluster import PROFILE, SimCluster, post, right
 from tests_shared import Bus, wait_for
 
-from cachebus.errors import HeadstartError
-from cachebus.ports import check_free, free_port
+from cachebus.ports import free_port
 from deploy.cli import main
 
 HOST = "127.0.0.1"
 PROCESSES, CLIENTS, TOKENS = 2, 8, 8
 
 
-def free_ports(count: int) -> int:
-    """The first of so many free ports in a row."""
-    while True:
-        first = free_port(HOST)
-        try:
-            for port in range(first, first + count):
-                check_free("a test's port", HOST, port)
-        except HeadstartError:
-            continue
-        return first
-
-
 class Routers:
     """The processes, as a user starts them."""
 
     def __init__(self, run_dir: Path) -> None:
-        first = free_ports(PROCESSES + 1)
+        first = free_port(HOST, PROCESSES + 1)
         self.url, self.admin = f"http://{HOST}:{first}", [f"http://{HOST}:{first + number}" for number in range(1, PROCESSES + 1)]
         settings = [f"cache.run_dir={run_dir}", f"router.port={first}", f"router.admin_port={first + 1}", "router.drain_seconds_max=5"]
         command = [sys.executable, "-m", "deploy", "router", "--workers", str(PROCESSES), *(part for one in settings for part in ("--set", one))]
@@ -117,7 +104,7 @@ def test_a_killed_parent_leaves_nobody_behind(routers: Routers) -> None:
 
 
 def test_what_keeps_a_router_from_starting_is_said_once(tmp_path: Path) -> None:
-    ports = free_ports(3)
+    ports = free_port(HOST, 3)
     arguments = ["--workers", "2", "--set", f"cache.run_dir={tmp_path}", "--set", f"router.port={ports}", "--set", f"router.admin_port={ports + 1}"]
     done = subprocess.run([sys.executable, "-m", "deploy", "router", *arguments], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
