@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from cachebus.errors import HandoverError
 from cachebus.wire import Message
 
 
@@ -21,6 +24,11 @@ class SharedMemory(Message, frozen=True):
     count: int
     stride_bytes: int
     page_bytes: int
+
+    def check(self, blocks: Iterable[int]) -> None:
+        """Raises HandoverError where one of ``blocks`` is not among these."""
+        if any(not 0 <= block < self.count for block in blocks):
+            raise HandoverError(f"a block of an engine with {self.count} blocks was offered that it does not have")
 
 
 class OfferedEntry(Message, frozen=True):

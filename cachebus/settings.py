@@ -132,6 +132,11 @@ class CacheSettings(Section, frozen=True):
     metrics_port: int = 0
     """Their port; 0: none"""
 
+    @property
+    def hold_ms(self) -> int:
+        """``handover_hold_ms`` where blocks are handed over, else 0."""
+        return self.handover_hold_ms if self.handover == "hbm" else 0
+
     def problems(self) -> list[Problem]:
         found = negative(
             self, "lookup_ms_max", "pull_tokens_min", "remote_ttl_seconds", "chunk_ttl_seconds", "write_behind_gb_max", "handover_hold_gb"

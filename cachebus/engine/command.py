@@ -116,7 +116,7 @@ def transfer_config(spec: WorkerSpec) -> dict[str, Any]:
                 "pull_tokens_min": spec.cache.pull_tokens_min,
                 "promote_ms_max": spec.cache.promote_ms_max,
                 "verify_digests": spec.security.verify_digests,
-                "hold_ms": spec.cache.handover_hold_ms if spec.cache.handover == "hbm" else 0,
+                "hold_ms": spec.cache.hold_ms,
                 "hold_gb": spec.cache.handover_hold_gb,
                 **({"adapters": {adapter.name: adapter.digest for adapter in spec.adapters}} if spec.adapters else {}),
             }

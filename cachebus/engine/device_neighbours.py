@@ -47,8 +47,7 @@ class DeviceNeighbours:
 
     def layers(self, memory: SharedMemory, blocks: Sequence[int]) -> torch.Tensor:
         """Where the layers lie. Raises HandoverError where they can't be opened, or where one of ``blocks`` is not theirs."""
-        if any(not 0 <= block < memory.count for block in blocks):
-            raise HandoverError(f"a block of an engine with {memory.count} blocks was offered that it does not have")
+        memory.check(blocks)
         with self._lock:
             if memory.id not in self._opened:
                 self._opened[memory.id] = self._open(memory)

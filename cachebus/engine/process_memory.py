@@ -71,8 +71,7 @@ class ProcessMemory:
         own = self._pages
         if len(memory.layers) != len(own.layers) or memory.page_bytes != own.page_bytes:
             raise HandoverError(f"{len(memory.layers)} layers of {memory.page_bytes} bytes a block lie otherwise than those here")
-        if any(not 0 <= block < memory.count for there, _ in entries for block in there):
-            raise HandoverError(f"a block of an engine with {memory.count} blocks was offered that it does not have")
+        memory.check(block for there, _ in entries for block in there)
         theirs = Pages([address for _, address in memory.layers], memory.count, memory.stride_bytes, memory.page_bytes)
         pairs = ((source, target) for there, here in entries for source, target in zip(theirs.of(there), own.of(here), strict=True))
         while some := list(islice(pairs, _PIECES_MAX)):

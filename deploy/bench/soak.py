@@ -22,7 +22,7 @@ from pathlib import Path
 import aiohttp
 import uvloop
 
-from deploy.bench import report, soak_leaks
+from deploy.bench import engines, report, soak_leaks
 from deploy.bench.soak_client import BAD, CUT, REFUSED, WHOLE, Ended, ask
 from deploy.bench.soak_cluster import SoakCluster, SoakPlan
 from deploy.bench.soak_leaks import Size
@@ -129,7 +129,7 @@ async def soak(wanted: Soak, logs: Path, output: Path | None = None) -> Tally:
             tally.seconds = time.monotonic() - started
         _say("all have ended; what is left?")
         tally.leaks = await asyncio.to_thread(_at_rest, cluster)
-        tally.bus.update(await asyncio.to_thread(soak_leaks.statistics, cluster.run_dir))
+        tally.bus.update(await asyncio.to_thread(engines.statistics, cluster.run_dir))
         tally.now = soak_leaks.sizes(cluster)
         tally.leaks += soak_leaks.grown(tally.warm, tally.now) + await cluster.end()
         tally.failures += cluster.done.failures + _unexcused(tally.cut_at, cluster.done.router_away)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import re
@@ -12,17 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cachebus.client import BusClient
 from cachebus.errors import BusError, RegionError
 from cachebus.extents import aligned
-from cachebus.messages import Stat, StatReply
 from cachebus.region import Region
 from cachebus.table import Record, State
+from deploy.bench import engines
 from deploy.bench.soak_cluster import BUS, SoakCluster
 from deploy.launcher import registered
 from router import remembered
 
-_ANSWER_MS = 5000
 _QUIET = ("leases", "waiters", "writing", "promoting", "claims", "lent", "unattached_holders", "write_behind_bytes")
 """The bus's counters that are 0 where nobody does anything."""
 FILES_GROWN_MAX = 64
@@ -103,7 +100,7 @@ def _in_workers(cluster: SoakCluster) -> list[str]:
 
 
 def _in_bus(cluster: SoakCluster) -> list[str]:
-    values = statistics(cluster.run_dir)
+    values = engines.statistics(cluster.run_dir)
     found = [f"the bus has {values[name]:g} {name}" for name in _QUIET if values.get(name)]
     records = _records(cluster.region)
     committed = [record for record in records if record.state is State.COMMITTED]
@@ -122,14 +119,6 @@ def _overlaps(records: Sequence[Record]) -> list[str]:
     return [f"extents at {a.offset} and {b.offset} overlap" for a, b in pairs if a.offset + a.length > b.offset] + (
         [f"{twice} chunks are there twice"] if twice else []
     )
-
-
-def statistics(run_dir: Path) -> dict[str, float]:
-    """The bus's counters. Raises BusError."""
-    with contextlib.closing(BusClient(run_dir, "soak")) as client:
-        reply = client.call(Stat(), _ANSWER_MS)
-    assert isinstance(reply, StatReply)
-    return dict(reply.values)
 
 
 def _records(path: Path) -> list[Record]:

@@ -90,7 +90,7 @@ class SimulatedEngine(threading.Thread):
         welcome = self._client.connect(CONNECT_MS_MAX)
         registration = registered_as(spec, holder.id, self.model.block_bytes)
         self._client.call(registration, CONNECT_MS_MAX)
-        timing, hold_ms = spec.cache.promote_ms_max, _hold_ms(spec)
+        timing, hold_ms = spec.cache.promote_ms_max, spec.cache.hold_ms
         self.mover = Mover(spec.run_dir, holder, spec.worker, self.model, region, verify=spec.verify, wait_ms_max=timing, take_offers=hold_ms > 0)
         self.publisher = Publisher(spec.run_dir, holder, spec.worker, registration.layout, self.model, region, offer=hold_ms > 0)
         self._half = SchedulerHalf(_policy(spec, registration, self.model.block_bytes), self._client)
@@ -258,10 +258,6 @@ def registered_as(spec: EngineSpec, holder: str, block_bytes: int) -> RegisterEn
     )
 
 
-def _hold_ms(spec: EngineSpec) -> int:
-    return spec.cache.handover_hold_ms if spec.cache.handover == "hbm" else 0
-
-
 def _policy(spec: EngineSpec, registration: RegisterEngine, block_bytes: int) -> Policy:
     cache = spec.cache
     return Policy(
@@ -274,6 +270,6 @@ def _policy(spec: EngineSpec, registration: RegisterEngine, block_bytes: int) ->
         save_decode_cache=cache.save_decode_cache,
         lookup_ms_max=cache.lookup_ms_max,
         pull_tokens_min=cache.pull_tokens_min,
-        hold_ms=_hold_ms(spec),
+        hold_ms=cache.hold_ms,
         hold_blocks_max=int(cache.handover_hold_gb * 1e9 / block_bytes),
     )
