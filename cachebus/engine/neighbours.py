@@ -19,6 +19,8 @@ log = logging.getLogger("headstart.connector")
 LOOK_SECONDS = 1.0
 """How often it is looked whether their engines live. Memory that is open here is free for the next engine only when it is closed."""
 
+_DYING_SECONDS, _POLL_SECONDS = 0.5, 0.02
+
 
 class Neighbours:
     """``wanted``: whether offers are taken at all; ``key`` is that of the digests, None where nothing is checked.
@@ -57,11 +59,20 @@ class Neighbours:
         try:
             digests = self._blocks.fetch(memory, [Handed(piece.blocks, piece.there) for piece in pieces], self._key)
         except HandoverError as error:
-            if holder.is_alive(self._run_dir, memory.holder) and memory.device in self.reaches:
+            if self._lives(memory.holder) and memory.device in self.reaches:
                 log.warning("what other engines offer comes through the region from now on: %s", error)
                 self.reaches = [device for device in self.reaches if device != memory.device]
             return [False] * len(pieces)
         return [not self._key or digest == piece.digest for piece, digest in zip(pieces, digests, strict=True)]
+
+    def _lives(self, name: str) -> bool:
+        """Whether it does after a moment, too: a process that is killed lets go of its memory before its lock."""
+        until = time.monotonic() + _DYING_SECONDS
+        while holder.is_alive(self._run_dir, name):
+            if time.monotonic() > until:
+                return True
+            time.sleep(_POLL_SECONDS)
+        return False
 
     def forget_dead(self) -> None:
         """Lets go of the memory of engines that have ended. For when nothing is fetched."""
