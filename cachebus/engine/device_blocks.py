@@ -246,4 +246,7 @@ def _by_blocks(entries: Sequence[_Some]) -> Iterator[list[_Some]]:
 def _register(region: memoryview) -> None:
     error = torch.cuda.cudart().cudaHostRegister(address_of(region), len(region), 0)
     if error.value:
-        raise RegionError(f"the GPU can't register the region of {len(region)} bytes ({error}): lower cache.max_local_cpu_size, or raise ulimit -l")
+        raise RegionError(
+            f"the GPU can't register the region of {len(region)} bytes (CUDA error {error.value}): it must lie on a tmpfs such as /dev/shm; "
+            "lower cache.max_local_cpu_size, or raise ulimit -l"
+        )

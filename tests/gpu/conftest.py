@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
 collect_ignore_glob = [] if torch.cuda.is_available() else ["test_*.py"]
+
+
+@pytest.fixture
+def bus_dir(dir_in_memory: Path) -> Path:
+    """What the engines register has to lie in memory."""
+    return dir_in_memory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +41,11 @@ class Both:
 
     def arrived(self, follower: Following, there: Sequence[Sequence[int]] = THERE, here: Sequence[Sequence[int]] = HERE) -> bool:
         return follower.has(self.source, there, here)
+
+
+@pytest.fixture
+def bus_dir(dir_in_memory: Path) -> Path:
+    return dir_in_memory
 
 
 @pytest.fixture
