@@ -251,6 +251,8 @@ def _add_router(benches: Any, parents: list[argparse.ArgumentParser]) -> None:
     router.add_argument("--clients", type=int, default=32, metavar="N", help="clients at once (default: %(default)s)")
     router.add_argument("--requests", type=int, default=500, metavar="N", help="of each size, a fifth of the longest (default: %(default)s)")
     router.add_argument("--runs", type=int, default=3, help="measurements of each figure (default: %(default)s)")
+    processes = "requests a second of Headstart's router with so many processes, each on a core of its own, such as 1,2,4 (default: not measured)"
+    router.add_argument("--processes", default="", metavar="N,N", help=processes)
     _add_simulated(router, prefill=1, decode=2, speed=100.0)
 
 

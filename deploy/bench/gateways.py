@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ class Gateway:
     system: str
     policy: str
     command: Path | None = None
+    processes: int = 1
+    """Of ours."""
 
     @property
     def label(self) -> str:
@@ -58,13 +60,14 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(gateway: Gateway, cluster: SimCluster, logs: Path | None, core: int | None = None) -> Iterator[Running]:
-    """While it serves the cluster, on one core alone where that is given. Raises HeadstartError where it does not get ready."""
+def running(gateway: Gateway, cluster: SimCluster, logs: Path | None, cores: Iterable[int] = ()) -> Iterator[Running]:
+    """While it serves the cluster, on these cores alone where some are given. Raises HeadstartError where it does not get ready."""
     port = free_port(_HOST)
     url = f"http://{_HOST}:{port}"
     make = {OURS: _ours, VLLM_ROUTER: _vllm_router, SMG: _smg}[gateway.system]
     command = make(gateway, cluster, port)
-    pinned = [] if core is None else ["taskset", "-c", str(core)]
+    chosen_cores = ",".join(map(str, cores))
+    pinned = ["taskset", "-c", chosen_cores] if chosen_cores else []
     with process([*pinned, *command], logs, gateway.label.replace(" ", "-")) as started:
         await_true(gateway.label, lambda: answers(f"{url}/{'ready' if gateway.system == OURS else 'health'}"), _READY_SECONDS_MAX)
         yield Running(url, started.pid)
@@ -73,6 +76,8 @@ def running(gateway: Gateway, cluster: SimCluster, logs: Path | None, core: int 
 def _ours(gateway: Gateway, cluster: SimCluster, port: int) -> list[str]:
     settings = [f"cache.run_dir={cluster.run_dir}", f"router.port={port}", f"router.requests_max={_REQUESTS_MAX}"]
     settings += [f"router.policy={gateway.policy}"] if gateway.policy else []
+    if gateway.processes > 1:
+        settings += [f"router.processes={gateway.processes}", f"router.admin_port={free_port(_HOST, gateway.processes)}"]
     return [*headstart("router"), "--log-level", "warning", *(part for setting in settings for part in ("--set", setting))]
 
 

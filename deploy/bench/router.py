@@ -17,14 +17,15 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import aiohttp
 import msgspec
 
 from cachebus.errors import HeadstartError, SettingsError
-from deploy.bench import quiet, report
-from deploy.bench.gateways import SMG, VLLM_ROUTER, Gateway, chosen, running
+from deploy.bench import quiet, report, router_processes
+from deploy.bench.gateways import OURS, SMG, VLLM_ROUTER, Gateway, chosen, running
 from deploy.bench.sim_cluster import SimPlan, sim_cluster
 from deploy.sim.profile import Profile, read_profile
 from deploy.sim.vocabulary import FIRST_WORD, WORDS, text_of_words
@@ -34,8 +35,18 @@ _GATEWAY_CORE = 0
 _OWN_TOKENS = 16
 _EVENTS = 64
 _SECONDS_MAX = 120.0
+_PART = 1 << 20
+"""Numbers of bodies that one process of clients has for itself."""
 _STREAMED = f", {_EVENTS} events"
+_RATE_TOKENS, _RATE_REQUESTS = 2400, 2000
+_CLIENT_PROCESSES_MAX = 6
 CPU, LATENCY = "cpu_ms_per_request", "added_latency_ms"
+_METRICS = {
+    CPU: "CPU ms a request",
+    LATENCY: "added ms, one client",
+    router_processes.RATE: "requests a second",
+    router_processes.CORES: "cores that the router keeps busy",
+}
 
 
 @dataclass
@@ -82,10 +93,13 @@ def run(options: argparse.Namespace) -> int:
         raise SettingsError(f"--tokens {options.tokens}: give prompt lengths with commas, such as 32,2400,128000") from error
     if len(os.sched_getaffinity(0)) < 2:
         raise HeadstartError("this measures one core beside others: it needs two at least")
+    processes = router_processes.counts(options.processes, len(os.sched_getaffinity(0)))
     profile = read_profile(options.profile)
     found: list[Cost] = []
     for gateway in gateways:
         found += _measure(gateway, sizes, profile, options)
+    for count in processes:
+        found += _measure_processes(count, profile, options)
     rows = [_row(cost, profile.model) for cost in found]
     command = ["headstart", "bench", "router", *(sys.argv[sys.argv.index("router") + 1 :] if "router" in sys.argv else ())]
     result = report.document(rows, command, {})
@@ -102,13 +116,15 @@ def table(rows: Sequence[report.Row]) -> str:
     known = {(row.system, row.case, row.metric, row.concurrency): row for row in rows}
     lines = ["| | " + " | ".join(systems) + " |", "|---" * (len(systems) + 1) + "|"]
     for case, metric, concurrency in cases:
-        cells = []
-        for system in systems:
-            row = known[system, case, metric, concurrency]
-            cells.append(f"{row.median:.2f}" if metric == CPU else f"{row.median:.2f}, p99 {row.p99:.2f}")
-        name = "CPU ms a request" if metric == CPU else "added ms, one client"
-        lines.append(f"| {name}, {case} | " + " | ".join(cells) + " |")
+        cells = [_cell(known.get((system, case, metric, concurrency))) for system in systems]
+        lines.append(f"| {_METRICS[metric]}, {case} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(row: report.Row | None) -> str:
+    if row is None:
+        return "-"
+    return f"{row.median:.2f}, p99 {row.p99:.2f}" if row.metric == LATENCY else f"{row.median:.{0 if row.metric == router_processes.RATE else 2}f}"
 
 
 def _row(cost: Cost, model: str) -> report.Row:
@@ -125,7 +141,7 @@ def _measure(gateway: Gateway, sizes: Sequence[int], profile: Profile, options: 
     os.sched_setaffinity(0, others)
     try:
         plan = SimPlan(options.prefill, options.decode, options.speed, options.profile, options.region_gb)
-        with sim_cluster(plan, options.logs) as cluster, running(gateway, cluster, options.logs, _GATEWAY_CORE) as gate:
+        with sim_cluster(plan, options.logs) as cluster, running(gateway, cluster, options.logs, [_GATEWAY_CORE]) as gate:
             for tokens in sizes:
                 bodies = _Bodies(tokens, profile.model)
                 label, requests = bodies.label, max(options.clients, options.requests if tokens < 10_000 else options.requests // 5)
@@ -144,6 +160,34 @@ def _measure(gateway: Gateway, sizes: Sequence[int], profile: Profile, options: 
     finally:
         os.sched_setaffinity(0, before)
     return found
+
+
+def _measure_processes(count: int, profile: Profile, options: argparse.Namespace) -> list[Cost]:
+    """Ours with so many processes, each with a core: workers are apart from each other, so that not one core of theirs is the limit."""
+    before = os.sched_getaffinity(0)
+    cores = sorted(before)
+    others = set(cores[count:])
+    parts = max(1, min(_CLIENT_PROCESSES_MAX, len(others) // 2))
+    os.sched_setaffinity(0, others)
+    try:
+        plan = SimPlan(1, max(options.decode, parts), options.speed, options.profile, options.region_gb, apart=True)
+        gateway = Gateway(OURS, "", processes=count)
+        with sim_cluster(plan, options.logs) as cluster, running(gateway, cluster, options.logs, cores[:count]) as gate:
+            load = partial(_load_part, _RATE_TOKENS, profile.model)
+            # Some for each process of the router, or it would be idle for want of requests.
+            clients = [options.clients * count // parts or 1] * parts
+            found = router_processes.rates(gate.url, gate.pid, load, clients, max(options.requests, _RATE_REQUESTS) * count // parts, options.runs)
+    finally:
+        os.sched_setaffinity(0, before)
+    case = f"{_Bodies(_RATE_TOKENS, profile.model).label}, {count} process{'es' if count > 1 else ''}"
+    _say(f"{case}: {statistics.median(found[0]):.0f} requests a second, {statistics.median(found[1]):.2f} cores busy")
+    metrics = (router_processes.RATE, router_processes.CORES)
+    return [Cost(OURS, case, _RATE_TOKENS, sum(clients), metric, values) for metric, values in zip(metrics, found, strict=True)]
+
+
+def _load_part(tokens: int, model: str, url: str, clients: int, requests: int, part: int) -> None:
+    """What one process of clients does; bodies of different ``part`` are different."""
+    asyncio.run(_load(url, _Bodies(tokens, model, itertools.count(part * _PART)), clients, requests, 0))
 
 
 async def _load(url: str, bodies: _Bodies, clients: int, requests: int, events: int) -> None:

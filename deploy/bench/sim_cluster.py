@@ -27,13 +27,14 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class SimPlan:
-    """What to start. ``profile`` may be None; ``region_gb`` is the DRAM tier's size."""
+    """What to start. ``profile`` may be None; ``region_gb`` is the DRAM tier's size; ``apart``: each worker is a process, else each role."""
 
     prefill: int
     decode: int
     speed: float
     profile: Path | None
     region_gb: float
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,11 @@ def sim_cluster(plan: SimPlan, logs: Path | None) -> Iterator[SimCluster]:
         stack.enter_context(process([*headstart("cachebus"), *place, "--set", f"cache.max_local_cpu_size={plan.region_gb}"], logs, "cachebus"))
         await_true("the cachebus", lambda: registered(run_dir) is not None)
         for role, count in (("prefill", plan.prefill), ("decode", plan.decode)):
-            command = [*headstart("sim"), *place, "--role", role, "--workers", str(count), "--name", role, "--speed", str(plan.speed)]
-            command += ["--profile", str(plan.profile)] if plan.profile else []
-            stack.enter_context(process(command, logs, role))
+            named = [(f"{role}{number}", 1) for number in range(count)] if plan.apart else [(role, count)]
+            for name, workers in named:
+                command = [*headstart("sim"), *place, "--role", role, "--workers", str(workers), "--name", name, "--speed", str(plan.speed)]
+                command += ["--profile", str(plan.profile)] if plan.profile else []
+                stack.enter_context(process(command, logs, name))
         await_true("the simulated workers", lambda: len(registered(run_dir) or ()) == plan.prefill + plan.decode)
         yield SimCluster(run_dir, registered(run_dir) or ())
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from cachebus.errors import SettingsError
-from deploy.bench import router
+from deploy.bench import router, router_processes
 from deploy.bench.report import Row
 from deploy.cli import _parser
+from deploy.sim.profile import read_profile
 from deploy.sim.vocabulary import tokenised
 
 
@@ -40,3 +41,19 @@ def test_a_gateway_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_lengths_that_are_none_are_refused() -> None:
     with pytest.raises(SettingsError, match="prompt lengths"):
         router.run(_parser().parse_args(["bench", "router", "--tokens", "many"]))
+
+
+@pytest.mark.parametrize("given", ["many", "0", "1,2"])
+def test_numbers_of_processes_leave_a_core_to_the_clients(given: str) -> None:
+    with pytest.raises(SettingsError, match="--processes"):
+        router_processes.counts(given, 2)
+
+
+def test_a_router_of_several_processes_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router, "_RATE_REQUESTS", 40)
+    monkeypatch.setattr(router, "_RATE_TOKENS", 32)
+    options = _parser().parse_args(["bench", "router", "--clients", "4", "--requests", "40", "--runs", "2"])
+    rate, cores = router._measure_processes(1, read_profile(None), options)
+    assert (rate.metric, rate.case.endswith("B, 1 process"), len(rate.values)) == (router_processes.RATE, True, 2)
+    assert all(10 < value < 20_000 for value in rate.values)
+    assert all(0 < value < 1.1 for value in cores.values), "one core is all it has"
