@@ -163,18 +163,9 @@ class Dispatcher:
             if theirs:
                 self.flights.end(flight, computed=True)
             return Route(False, ask, flight=None if theirs else flight, ways=ways)
-        near = asyncio.create_task(
-            nearly_computed(
-                self.flights,
-                computing,
-                lambda: self._watch.replica.known_prefix(ask.keys),
-                lambda chunks, worker: self.policy.follows_in(ask, ways[0], worker, chunks),
-            )
-        )
         followed = None
         try:
-            await asyncio.wait([flight.task, near], return_when=asyncio.FIRST_COMPLETED)
-            if not flight.task.done():
+            if await self._may_follow(flight.task, ask, ways[0], computing, request_id):
                 followed = Followed(flight, computing)
                 self._metrics.followed.inc()
                 return Route(True, replace(ask, coming=len(ask.keys)), ways=ways, followed=followed)
@@ -185,9 +176,28 @@ class Dispatcher:
             log.warning("request %s: %s; its decode worker computes the prompt", request_id, error)
             return Route(False, ask, flight=self.flights.start(wanted, None, until, claim), ways=ways)
         finally:
-            near.cancel()
             if followed is None:
                 flight.leave()
+
+    async def _may_follow(self, leg: asyncio.Task[Report | None], ask: Ask, way: Way, computing: Computing, request_id: str) -> bool:
+        """Waits for the prefill leg's end, or, where the policy can tell, for the moment in which the decode leg may follow it: then True."""
+        if not self.policy.tells_when:
+            await asyncio.wait([leg])
+            return False
+
+        def begins(chunks: int, worker: Worker) -> float | None:
+            return self.policy.follows_in(ask, way, worker, chunks)
+
+        near = asyncio.create_task(nearly_computed(self.flights, computing, lambda: self._watch.replica.known_prefix(ask.keys), begins))
+        # Asking for the exception marks it as seen, also where the leg is over first or the client leaves.
+        near.add_done_callback(lambda task: _told(task, request_id))
+        try:
+            await asyncio.wait([leg, near], return_when=asyncio.FIRST_COMPLETED)
+            if near.done() and near.exception() is not None:
+                await asyncio.wait([leg])
+            return not leg.done()
+        finally:
+            near.cancel()
 
     async def _others_do(self, ask: Ask, way: Way, known: int, claim: int, deadline: float) -> bool:
         """Claims what comes after the first ``known`` chunks; True where another router had it computed meanwhile.
@@ -239,3 +249,9 @@ class Dispatcher:
                 self._fleet.end(leg, time.monotonic())
                 self.reports.forget(transfer_id)
         raise LegFailed(f"no prefill worker could compute the prompt ({len(tried)} tried)")
+
+
+def _told(near: asyncio.Task[None], request_id: str) -> None:
+    """A fault in looking when to follow costs the time that following saves, and no answer: the log says it."""
+    if not near.cancelled() and (error := near.exception()) is not None:
+        log.error("request %s: its decode leg waits for the prefill leg's end", request_id, exc_info=error)

@@ -64,8 +64,12 @@ class Policy(Protocol):
     def leg_took(self, way: Way, seconds: float) -> None:
         """A prefill leg to a worker that was idle took so long; ``way``: as it was chosen."""
 
+    @property
+    def tells_when(self) -> bool:
+        """Whether ``follows_in`` may ever tell; where not, decode legs begin after their prefill legs and nobody need look for the moment."""
+
     def follows_in(self, ask: Ask, way: Way, prefill: Worker, chunks: int) -> float | None:
-        """How long after the first ``chunks`` were published the way's decode leg may begin; None where the policy can't tell."""
+        """How long after the first ``chunks`` were published the way's decode leg may begin; None where that is not known."""
 
 
 class Turns:
@@ -88,6 +92,8 @@ class Turns:
 
 class ByRule:
     """``round_robin``, ``least_loaded`` and ``prefix_affinity``; what lacks ``router.prefill_tokens_min`` tokens goes through prefill."""
+
+    tells_when = False
 
     def __init__(self, settings: RouterSettings, replica: Replica, fleet: Fleet) -> None:
         self._settings, self._replica, self._fleet = settings, replica, fleet
@@ -145,6 +151,8 @@ def warmest(role: Role, able: Sequence[Worker], in_flight: Mapping[str, int], hb
 
 class ByCost:
     """The way that costs least (``router.costs``)."""
+
+    tells_when = True
 
     def __init__(self, replica: Replica, fleet: Fleet, learnt: Learnt) -> None:
         self._replica, self._fleet, self._learnt = replica, fleet, learnt

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,8 +15,11 @@ from router_under_test import MakeEngine, RouterUnderTest
 from tests_shared import ANSWER_MS, NAMESPACE, Bus, wait_for
 
 from cachebus.keys import chunk_keys, root_key
+from cachebus.messages import Worker
 from cachebus.messages_routers import Claim
+from router.costs import Way
 from router.health import FAILURES_MAX
+from router.policies import Ask, ByRule
 
 LONG = "x" * 1100
 
@@ -220,3 +224,76 @@ def test_a_router_that_dies_leaves_its_claim_to_the_next(bus: Bus, make_engine: 
     assert 1 < time.monotonic() - started < 8, "it waited for as long as a silent router is believed"
     assert len(prefill.bodies) == 1
     client.close()
+
+
+class Following(ByRule):
+    """By rule, but it tells when to follow."""
+
+    tells_when = True
+    begins: Callable[[], float | None]
+
+    def follows_in(self, ask: Ask, way: Way, prefill: Worker, chunks: int) -> float | None:
+        return self.begins()
+
+
+def follow(router: RouterUnderTest, begins: Callable[[], float | None]) -> None:
+    """From now on decode legs follow prefill legs when ``begins`` says, in seconds after a chunk was stored."""
+    policy = Following(router.settings, router.gateway.watch.replica, router.gateway.fleet)
+    policy.begins = begins
+    router.gateway.dispatcher.policy = policy
+
+
+def looking(router: RouterUnderTest) -> int:
+    """How many tasks look when a decode leg may follow the prefill leg under way."""
+    (flight,) = router.gateway.dispatcher.flights.under_way
+    coroutines = [task.get_coro() for task in asyncio.all_tasks(flight.task.get_loop())]
+    return sum(getattr(coroutine, "__name__", "") == "nearly_computed" for coroutine in coroutines)
+
+
+def test_nobody_looks_when_to_follow_for_a_policy_that_never_tells(make_engine: MakeEngine, router: RouterUnderTest) -> None:
+    prefill, _ = make_engine("p", "prefill"), make_engine("d", "decode")
+    router.knows(2)
+    tasks = []
+    with ThreadPoolExecutor(1) as pool:
+        for prompt, tells in ((LONG, False), ("y" * len(LONG), True)):
+            if tells:
+                follow(router, lambda: None)
+            prefill.hold.clear()
+            asked, answer = len(prefill.bodies), pool.submit(ask, router, prompt)
+            wait_for(lambda before=asked: len(prefill.bodies) > before)
+            tasks.append(looking(router))
+            prefill.hold.set()
+            assert answer.result()["x-headstart-route"] == "prefill+decode"
+    assert tasks == [0, 1]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_fault_in_looking_when_to_follow_costs_no_answer(
+    bus: Bus, make_engine: MakeEngine, router: RouterUnderTest, caplog: pytest.LogCaptureFixture, *, fails: bool
+) -> None:
+    prefill, decode = make_engine("p", "prefill"), make_engine("d", "decode")
+    router.knows(2)
+    told = threading.Event()
+
+    def begins() -> float:
+        told.set()
+        if fails:
+            raise RuntimeError("no such rate")
+        return 0.0
+
+    follow(router, begins)
+    prefill.hold.clear()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask, router, LONG)
+        wait_for(lambda: len(prefill.bodies) == 1)
+        bus.store(chunk_keys(root_key(NAMESPACE), [ord(c) for c in LONG], 256)[0])
+        wait_for(told.is_set)
+        if fails:
+            wait_for(lambda: "waits for the prefill leg's end" in caplog.text)
+            assert not decode.bodies
+        else:
+            wait_for(lambda: len(decode.bodies) == 1)
+        prefill.hold.set()
+        assert answer.result()["x-headstart-route"] == "prefill+decode"
+    assert ("RuntimeError: no such rate" in caplog.text) == fails
+    assert "never retrieved" not in caplog.text
