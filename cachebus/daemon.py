@@ -61,7 +61,7 @@ from cachebus.messages_handover import Hold, Offer, Stale
 from cachebus.messages_hbm import OpenHbm, ReportHbm
 from cachebus.messages_peers import Lend, Missed
 from cachebus.messages_routers import Claim, EndClaim, TellLoads
-from cachebus.messages_tools import CHUNKS_MAX, Clear, Count, ListChunks, Pin
+from cachebus.messages_tools import CHUNKS_MAX, Clear, Cleared, Count, ListChunks, Pin
 from cachebus.metrics import BusMetrics
 from cachebus.node import Node
 from cachebus.region import Region
@@ -307,7 +307,7 @@ class Daemon:
         if request.tenant and "redis" in request.tiers and self._cache.remote_url and "redis" not in self._below.tiers.usable:
             raise BusError("the shared tier does not answer, so what a tenant has there can't be deleted: ask again later")
         count, effects = housekeeping.clear(self._directory, request.tiers, request.tenant)
-        return [*effects, Answer(client, ticket, Count(count))]
+        return [*effects, Publish(Cleared(request.tenant)), Answer(client, ticket, Count(count))]
 
     def _hello(self, client: bytes, ticket: int, request: Hello) -> list[Effect]:
         if request.holder:

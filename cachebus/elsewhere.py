@@ -1,7 +1,7 @@
 """What a router is told of workers on other nodes. A plain state machine of a daemon that has ``cache.peer_workers``.
 
 Routers know one bus. Where they run apart from the workers, their bus follows the workers' buses as it follows peers, and says on what those say of
-their own workers: who is there, what is in whose HBM, what became of a request.
+their own workers: who is there, what is in whose HBM, what became of a request, whose cache was cleared.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import msgspec
 from cachebus.effects import Effect, Publish
 from cachebus.messages import Event, Report, Worker, WorkerDown, WorkerUp
 from cachebus.messages_hbm import HbmChanged
+from cachebus.messages_tools import Cleared
 
 log = logging.getLogger("headstart.cachebus")
 
@@ -35,6 +36,8 @@ class Elsewhere:
                 return []
             self._workers[name] = msgspec.structs.replace(event.worker, node=node)
             return [Publish(WorkerUp(self._workers[name]))]
+        if isinstance(event, Cleared):
+            return [Publish(msgspec.structs.replace(event, node=node))]
         if not isinstance(event, WorkerDown | HbmChanged | Report):
             return []
         known = self._workers.get(event.worker)

@@ -10,7 +10,7 @@ from cachebus.messages_handover import HandoverRequest, SharedMemory
 from cachebus.messages_hbm import HbmChanged, HbmOpened, HbmRequest
 from cachebus.messages_peers import Lend, Lent, Missed
 from cachebus.messages_routers import Claimed, OtherLoads, RouterRequest
-from cachebus.messages_tools import Chunks, Clear, Count, ListChunks, Pin
+from cachebus.messages_tools import Chunks, Clear, Cleared, Count, ListChunks, Pin
 from cachebus.wire import Message, Role, Tier
 
 # Requests of every client.
@@ -382,4 +382,4 @@ Reply = (
     | Claimed
     | OtherLoads
 )
-Event = Stored | Removed | WorkerUp | WorkerDown | Report | HbmChanged
+Event = Stored | Removed | WorkerUp | WorkerDown | Report | HbmChanged | Cleared

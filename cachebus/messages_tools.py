@@ -55,6 +55,16 @@ class Clear(Message, frozen=True):
     tenant: bytes = b""
 
 
+class Cleared(Message, frozen=True):
+    """An event: somebody cleared what ``tenant`` has, or, b"", what all have; who keeps anything else of their prompts is to drop it.
+
+    ``node``: which other node said so, "" for the bus's own.
+    """
+
+    tenant: bytes = b""
+    node: str = ""
+
+
 class Count(Message, frozen=True):
     """Reply to Pin and Clear: how many chunks it was done to."""
 

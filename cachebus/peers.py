@@ -25,6 +25,7 @@ from cachebus.lanes import Digesting, Jobs, Lane, Memory, taken
 from cachebus.messages import Event, Ping, Pong, Removed, Reply, Report, Request, Snapshot, SnapshotReply, Stored, WorkerDown, WorkerUp
 from cachebus.messages_hbm import HbmChanged
 from cachebus.messages_peers import Lend, Lent, Missed
+from cachebus.messages_tools import Cleared
 from cachebus.peer_places import PeerPlaces
 from cachebus.replica import Replica
 from cachebus.wire import Tier
@@ -121,6 +122,10 @@ class Follower(threading.Thread):
             if event.worker.node:
                 return
             self._told.add(event.worker.worker)
+        elif isinstance(event, Cleared):
+            # What a node was itself told is not said on: two who follow each other would never end.
+            if event.node:
+                return
         elif not isinstance(event, WorkerDown | HbmChanged | Report) or event.worker not in self._told:
             return
         elif isinstance(event, WorkerDown):

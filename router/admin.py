@@ -101,6 +101,8 @@ class Admin:
             dropped = await asyncio.to_thread(_drop, self._run_dir, owner.tenant)
         except BusError as error:
             raise ApiError(503, str(error), code="cache_unavailable") from error
+        # The bus tells all routers; this one answers when it has done it.
+        self._gateway.remembered.clear(owner.tenant)
         log.info("the cache of tenant %s was cleared: %d chunks", name, dropped)
         return JSONResponse({"tenant": name, "dropped": dropped, "shared_with": list(owner.others)})
 

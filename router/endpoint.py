@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from cachebus.keys import tenant_id
 from cachebus.messages import Worker
 from router.apis import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from router.callers import Terms, caller_of
@@ -178,7 +179,8 @@ class GenerationEndpoint(Endpoint):
         worker, token_ids = await self._render(worker, model, body, terms)
         if token_ids is not None:
             gateway.lengths.learn(model, len(raw), len(token_ids))
-            gateway.remembered.add(space, text, len(token_ids), gateway.dispatcher.keys(worker, model, token_ids, terms))
+            keys = gateway.dispatcher.keys(worker, model, token_ids, terms)
+            gateway.remembered.add(space, text, len(token_ids), keys, tenant_id(terms.salt))
         return None, worker, token_ids
 
     async def _render(self, worker: Worker, model: str, body: dict[str, Any], terms: Terms) -> tuple[Worker, list[int] | None]:

@@ -11,6 +11,7 @@ from cachebus.client import BusClient
 from cachebus.colleagues import Colleagues
 from cachebus.errors import BusUnavailable, HeadstartError
 from cachebus.messages import Event, Report, Stored, Worker, WorkerDown, WorkerUp
+from cachebus.messages_tools import Cleared
 from cachebus.tenants import TenantsFile
 from cachebus.watch import Watch
 from router.admission import Admission
@@ -148,6 +149,8 @@ class Gateway:
             if worker is not None:
                 self.dispatcher.learnt.take(event, worker.model)
             self.dispatcher.reports.deliver(event)
+        elif isinstance(event, Cleared):
+            self.remembered.clear(event.tenant)
         elif isinstance(event, Stored | WorkerUp | WorkerDown):
             if isinstance(event, WorkerDown):
                 self.dispatcher.learnt.forget(event.worker)

@@ -32,6 +32,7 @@ class _Rendered:
     text: bytes
     tokens: int
     keys: Sequence[bytes]
+    tenant: bytes
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,12 @@ class Remembered:
         self._by_name: dict[bytes, _Rendered] = {}
         self._prompts: OrderedDict[int, _Rendered] = OrderedDict()
 
-    def add(self, space: bytes, text: bytes, tokens: int, keys: Sequence[bytes]) -> None:
-        """A text was rendered. Texts of different ``space`` (model, tenant, endpoint) are never compared."""
+    def add(self, space: bytes, text: bytes, tokens: int, keys: Sequence[bytes], tenant: bytes = b"") -> None:
+        """A text of ``tenant`` was rendered. Texts of different ``space`` (model, tenant, endpoint) are never compared."""
         names = list(_names(space, text))
         if not names or not tokens or len(text) > self._bytes_max:
             return
-        rendered = _Rendered(names, text, tokens, keys)
+        rendered = _Rendered(names, text, tokens, keys, tenant)
         before = {id(known): known for name in names if (known := self._by_name.get(name)) is not None}
         self._by_name.update(dict.fromkeys(names, rendered))
         self._prompts[id(rendered)] = rendered
@@ -66,6 +67,16 @@ class Remembered:
                 self._forget(known)
         while self._bytes > self._bytes_max:
             self._forget(next(iter(self._prompts.values())))
+
+    @property
+    def texts(self) -> int:
+        """How many are remembered."""
+        return len(self._prompts)
+
+    def clear(self, tenant: bytes) -> None:
+        """Forgets what ``tenant`` asked, or, b"", all."""
+        for rendered in [one for one in self._prompts.values() if tenant in (b"", one.tenant)]:
+            self._forget(rendered)
 
     def _forget(self, rendered: _Rendered) -> None:
         del self._prompts[id(rendered)]

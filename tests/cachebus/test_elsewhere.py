@@ -10,12 +10,14 @@ import pytest
 from peer_nodes import Nodes, free_ports
 from tests_shared import ANSWER_MS, DIGEST_KEY, Bus, wait_for
 
+from cachebus.codec import decode_events
 from cachebus.effects import Publish
 from cachebus.elsewhere import Elsewhere
 from cachebus.lanes import Memory
-from cachebus.messages import Drain, Leave, Report, Snapshot, Worker, WorkerDown, WorkerUp
+from cachebus.messages import Drain, Leave, Report, Snapshot, SnapshotReply, Worker, WorkerDown, WorkerUp
 from cachebus.messages_hbm import HbmChanged, OpenHbm, ReportHbm
 from cachebus.messages_peers import Missed
+from cachebus.messages_tools import Clear, Cleared
 from cachebus.peer_places import PeerPlaces
 from cachebus.peers import PeerLane
 from cachebus.settings import CacheSettings, SecuritySettings
@@ -128,6 +130,15 @@ def test_a_node_that_starts_over_in_no_time_has_none_of_before(apart: tuple[Bus,
     wait_for(lambda: names(front) == {"d1"}, 5)
 
 
+def cleared(bus: Bus, before: SnapshotReply) -> list[Cleared]:
+    """Whose cache the bus has said was cleared since then."""
+    client = bus.client()
+    reply = client.call(Snapshot(before.epoch, before.seq), ANSWER_MS)
+    client.close()
+    assert isinstance(reply, Missed)
+    return [event for batch in reply.batches for event in decode_events(batch).events if isinstance(event, Cleared)]
+
+
 def test_what_is_said_on_is_not_said_on_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Two routers' buses that follow a node and each other: neither what a snapshot brings nor what events do."""
     nodes = Nodes(tmp_path, 1, keys=False)
@@ -146,9 +157,13 @@ def test_what_is_said_on_is_not_said_on_again(tmp_path: Path, caplog: pytest.Log
     wait_for(lambda: names(fronts[1]) == {"d1"} and all(bus.daemon.statistics()["peers"] == 2 for bus in fronts))
     client = node.client(node.holder)
     client.connect(ANSWER_MS)
+    before = [bus.snapshot() for bus in fronts]
+    client.call(Clear(["dram"], b"tenant 1"), ANSWER_MS)
     client.call(Drain("d1"), ANSWER_MS)
     client.close()
     wait_for(lambda: all([w.draining for w in bus.snapshot().workers] == [True] for bus in fronts))
+    for bus, known in zip(fronts, before, strict=True):
+        assert cleared(bus, known) == [Cleared(b"tenant 1", f"127.0.0.1:{nodes.ports[0]}")]
     nodes.stop()
     wait_for(lambda: all(names(bus) == set() for bus in fronts), 5)
     assert "is called d1" not in caplog.text

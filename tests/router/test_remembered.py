@@ -29,6 +29,20 @@ def test_a_text_that_goes_on_from_a_known_one_has_its_chunks() -> None:
     assert known.find(b"other", text, CHUNK) is None, "another tenant's, or another model's"
 
 
+def test_what_a_tenant_asked_is_forgotten_when_its_cache_is_cleared() -> None:
+    known = Remembered()
+    text = words(1, 10_000)
+    for tenant in (b"a", b"b"):
+        known.add(tenant, text, 10_000, KEYS, tenant)
+        known.add(tenant, text + words(2, 9000), 19_000, KEYS, tenant)
+    known.clear(b"a")
+    assert known.find(b"a", text, CHUNK) is None
+    assert known.find(b"b", text, CHUNK) is not None
+    known.clear(b"")
+    assert known.find(b"b", text, CHUNK) is None
+    assert not known.texts
+
+
 @pytest.mark.parametrize("alike", [2100, 5000, 9_990])
 def test_what_differs_is_known_up_to_there_and_rather_too_little(alike: int) -> None:
     known = Remembered()

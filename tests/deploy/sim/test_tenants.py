@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from router_under_test import RouterUnderTest
-from sim_cluster import SimCluster, right
+from sim_cluster import PROFILE, SimCluster, right
 from tenants_under_test import TenantsUnderTest
 from tests_shared import ANSWER_MS, Bus, wait_for
 
@@ -121,3 +121,29 @@ def test_a_tenants_cache_can_be_deleted(bus: Bus, router: RouterUnderTest, tenan
     assert main(["cache", "clear", "--tenant", "gone", *options]) == 0
     assert json.loads(capsys.readouterr().out)["dropped"] == 0
     assert main(["cache", "clear", *options]) == 2
+
+
+def test_what_a_router_remembers_of_a_tenants_texts_goes_with_its_cache(bus: Bus, router: RouterUnderTest, tenants: TenantsUnderTest) -> None:
+    """By the command, of which the bus tells every router, and by the admin route."""
+    remembered = router.gateway.remembered
+    # A byte of it is a token: long enough to be rendered.
+    text = "?" * len(PROMPT)
+
+    def known(tenant: str) -> bool:
+        space = f"{PROFILE.model}\0{router.gateway.tenants.now.salts[tenant]}\0/v1/completions"
+        return remembered.find(space.encode(), text.encode(), 256) is not None
+
+    for name in ("a", "b", "c"):
+        status, _, raw = router.post({"prompt": text, "max_tokens": 1}, headers=tenants.bearer(name))
+        assert status == 200, raw
+    assert [known(name) for name in "abcd"] == [True] * 4
+    options = ["--set", f"cache.run_dir={bus.run_dir}", "--set", f"security.tenants_file={tenants.path}"]
+    assert main(["cache", "clear", "--tenant", "a", *options]) == 0
+    wait_for(lambda: not known("a"))
+    assert [known(name) for name in "bcd"] == [True] * 3
+    connection = HTTPConnection("127.0.0.1", router.settings.admin_port, timeout=20)
+    connection.request("DELETE", "/tenants/d/cache")
+    assert connection.getresponse().status == 200
+    connection.close()
+    assert [known(name) for name in "bcd"] == [True, False, False]
+    assert remembered.texts == 1
