@@ -19,6 +19,7 @@ from cachebus.settings import CacheSettings, SecuritySettings
 from cachebus.shelf import Shelf
 from cachebus.tiers import Tiers
 from cachebus.wire import Tier
+from cachebus.zeromq_peers import PeerAddress
 
 log = logging.getLogger("headstart.cachebus")
 
@@ -87,6 +88,10 @@ class Below:
         """What other nodes said of their workers since the last call, with the node's name."""
         for lane in self._lanes.values():
             yield from lane.news()
+
+    def keepers(self) -> dict[str, tuple[bytes, PeerAddress]]:
+        """The nodes that are heard and keep claims for others, by name: who each is among those, and where."""
+        return {name: keeper for lane in self._lanes.values() for name, keeper in lane.keepers().items()}
 
     def close(self) -> None:
         """Does what is queued and ends the threads."""

@@ -56,9 +56,9 @@ class Colleagues:
         self._number += 1
         return self._number
 
-    async def claim(self, number: int, keys: Sequence[bytes], seconds: float) -> Claimed:
-        """Asks for a run of keys; granted where nobody says otherwise in time."""
-        reply = await self._ask(Claim(self._name, number, list(keys[:CLAIM_KEYS_MAX]), seconds))
+    async def claim(self, number: int, keys: Sequence[bytes], seconds: float, prompt: bytes) -> Claimed:
+        """Asks for a run of keys of the prompt whose first chunk is ``prompt``; granted where nobody says otherwise in time."""
+        reply = await self._ask(Claim(self._name, number, list(keys[:CLAIM_KEYS_MAX]), seconds, prompt))
         return reply if isinstance(reply, Claimed) else Claimed(True)
 
     def end(self, number: int) -> None:

@@ -18,13 +18,13 @@ from typing import TypeVar
 from cachebus import census, holder, housekeeping, zeromq
 from cachebus.below import Below
 from cachebus.chunk import key_id
-from cachebus.claims import Claims
 from cachebus.codec import decode_request, encode_events, encode_reply
 from cachebus.directory import Directory
 from cachebus.effects import Answer, Effect, Publish, Start, WipeRecord, WriteRecord
 from cachebus.elsewhere import Elsewhere
 from cachebus.errors import BusError, HeadstartError, ProtocolError
 from cachebus.journal import Journal
+from cachebus.keepers import Keepers
 from cachebus.lanes import Memory
 from cachebus.lineage import Lineage
 from cachebus.members import Members
@@ -60,7 +60,6 @@ from cachebus.messages import (
 from cachebus.messages_handover import Hold, Offer, Stale
 from cachebus.messages_hbm import OpenHbm, ReportHbm
 from cachebus.messages_peers import Lend, Missed
-from cachebus.messages_routers import Claim, EndClaim, TellLoads
 from cachebus.messages_tools import CHUNKS_MAX, Clear, Cleared, Count, ListChunks, Pin
 from cachebus.metrics import BusMetrics
 from cachebus.node import Node
@@ -106,7 +105,6 @@ class Daemon:
         self._members = Members()
         self._elsewhere = Elsewhere()
         self._lineage = Lineage(Path(cache.local_disk).absolute() if cache.local_disk else run_dir)
-        self._claims = Claims()
         self._tenants = TenantsFile(Path(security.tenants_file), digest_key) if security.tenants_file else None
         self._node = Node(cache, security, region.data) if cache.node_port else None
         sockets = self._node.sockets if self._node else None
@@ -119,6 +117,7 @@ class Daemon:
         except HeadstartError:
             self._server.close()
             raise
+        self._keepers = Keepers(cache, self._server, self._below)
         self._directory = Directory(
             region.data_bytes,
             region.table.slots,
@@ -164,9 +163,7 @@ class Daemon:
             Lend: self._lend,
             OpenHbm: lambda c, t, r: self._members.open_hbm(c, t, r, _now_ms()),
             ReportHbm: lambda c, t, r: self._members.report_hbm(c, t, r, _now_ms()),
-            Claim: lambda c, t, r: self._claims.claim(c, t, r, _now_ms()),
-            EndClaim: lambda c, t, r: self._claims.end(r),
-            TellLoads: lambda c, t, r: self._claims.tell(c, t, r, _now_ms()),
+            **self._keepers.handlers(_now_ms),
         }
 
     def _adopt(self) -> None:
@@ -192,6 +189,7 @@ class Daemon:
                 received = self._server.receive(0)
             now = _now_ms()
             self._take_outcomes(now)
+            self._carry_out(self._keepers.turn(now))
             self._carry_out(self._directory.tick(now))
             if now >= upkeep_at:
                 upkeep_at = now + UPKEEP_MS
@@ -199,7 +197,7 @@ class Daemon:
                 self._carry_out(self._members.hbm.end_silent(now))
                 if self._tenants and self._tenants.look():
                     self._directory.share(self._tenants.now.shares())
-                self._claims.end_silent(now)
+                self._keepers.agreement.end_silent(now)
             if now >= reap_at:
                 reap_at = now + REAP_MS
                 self._reap()
@@ -218,6 +216,7 @@ class Daemon:
     def close(self) -> None:
         """Writes behind what is queued, unbinds, and removes the region if no living worker maps it."""
         self._below.close()
+        self._keepers.close()
         self._server.close()
         in_use = holder.living(self._run_dir)
         self._region.close()
@@ -235,7 +234,7 @@ class Daemon:
             **{f"hbm_chunks_{worker}": count for worker, count in self._members.hbm.counts().items()},
             "hbm_gaps_total": self._members.hbm.gaps,
             "engines": len(self._members.engines),
-            **self._claims.counts(),
+            **self._keepers.agreement.counts(),
             "lent": len(self._node.lending) if self._node else 0,
             "holders": len(self._holders),
             "events": self._seq,
@@ -320,7 +319,7 @@ class Daemon:
 
     def _ping(self, client: bytes, ticket: int, request: Ping) -> list[Effect]:
         attached = request.holder in self._holders and self._directory.is_attached(request.holder)
-        return [Answer(client, ticket, Pong(self._epoch, attached, key_id(self._digest_key)))]
+        return [Answer(client, ticket, Pong(self._epoch, attached, key_id(self._digest_key), self._keepers.agreement.node))]
 
     def _snapshot(self, client: bytes, ticket: int, request: Snapshot) -> list[Effect]:
         missed = self._journal.since(request.seq) if request.epoch == self._epoch else None

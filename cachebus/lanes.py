@@ -26,6 +26,7 @@ from cachebus.messages import Event
 from cachebus.sealing import Sealer
 from cachebus.table import Record
 from cachebus.wire import Tier
+from cachebus.zeromq_peers import PeerAddress
 
 log = logging.getLogger("headstart.cachebus")
 
@@ -141,6 +142,10 @@ class Lane:
     def news(self) -> Iterator[tuple[str, Event]]:
         """What other nodes said of their workers since the last call, with the node's name."""
         return iter(())
+
+    def keepers(self) -> dict[str, tuple[bytes, PeerAddress]]:
+        """The nodes that are heard and keep claims for others: who each is among those, and where."""
+        return {}
 
     def distances(self) -> dict[str, float]:
         """Seconds of a round trip, by the name of who is asked."""

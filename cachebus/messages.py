@@ -9,7 +9,7 @@ from cachebus.chunk import TENANT_BYTES
 from cachebus.messages_handover import HandoverRequest, SharedMemory
 from cachebus.messages_hbm import HbmChanged, HbmOpened, HbmRequest
 from cachebus.messages_peers import Lend, Lent, Missed
-from cachebus.messages_routers import Claimed, OtherLoads, RouterRequest
+from cachebus.messages_routers import Claimed, Exchanged, OtherLoads, RouterRequest
 from cachebus.messages_tools import Chunks, Clear, Cleared, Count, ListChunks, Pin
 from cachebus.wire import Message, Role, Tier
 
@@ -214,11 +214,15 @@ class Welcome(Message, frozen=True):
 
 
 class Pong(Message, frozen=True):
-    """Reply to Ping. ``attached``: whether this epoch has the holder's Reattach or Hello. ``key_id`` names the digest key (8 bytes)."""
+    """Reply to Ping. ``attached``: whether this epoch has the holder's Reattach or Hello. ``key_id`` names the digest key (8 bytes).
+
+    ``node``: who the daemon is among those that keep claims (8 bytes); nothing where it keeps none for other nodes.
+    """
 
     epoch: int
     attached: bool
     key_id: bytes = b""
+    node: bytes = b""
 
 
 class Done(Message, frozen=True):
@@ -381,5 +385,6 @@ Reply = (
     | HbmOpened
     | Claimed
     | OtherLoads
+    | Exchanged
 )
 Event = Stored | Removed | WorkerUp | WorkerDown | Report | HbmChanged | Cleared

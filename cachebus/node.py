@@ -10,6 +10,7 @@ from cachebus.errors import BusError
 from cachebus.lending import Lending
 from cachebus.messages import Granted, Ping, Request, Snapshot, Stat
 from cachebus.messages_peers import Lend, Lent, LentChunk
+from cachebus.messages_routers import Claim, EndClaim, Exchange
 from cachebus.security import Keyring, MemberRole, is_loopback
 from cachebus.settings import CacheSettings, SecuritySettings
 from cachebus.shelf import Entry
@@ -17,7 +18,8 @@ from cachebus.zeromq_peers import Listen, NodeSockets, Pair
 
 log = logging.getLogger("headstart.cachebus")
 
-_MAY_ASK: dict[MemberRole, tuple[type[Request], ...]] = {"node": (Ping, Snapshot, Lend), "router": (Ping, Snapshot, Stat)}
+_AGREE = (Claim, EndClaim, Exchange)
+_MAY_ASK: dict[MemberRole, tuple[type[Request], ...]] = {"node": (Ping, Snapshot, Lend, *_AGREE), "router": (Ping, Snapshot, Stat, *_AGREE)}
 _MAY_CONNECT: dict[str, tuple[MemberRole, ...]] = {"requests": ("node", "router"), "events": ("node", "router"), "bytes": ("node",)}
 
 

@@ -28,7 +28,7 @@ from cachebus.messages_peers import Lend, Lent, Missed
 from cachebus.messages_tools import Cleared
 from cachebus.peer_places import PeerPlaces
 from cachebus.replica import Replica
-from cachebus.wire import Tier
+from cachebus.wire import NODE_BYTES, Tier
 from cachebus.zeromq_peers import BytesReader, PeerAddress, PeerLink, Wanted
 
 log = logging.getLogger("headstart.cachebus")
@@ -52,7 +52,9 @@ class Follower(threading.Thread):
     ) -> None:
         super().__init__(name=f"headstart-peer-{name}", daemon=True)
         self.round_trip = 0.0
-        self._peer, self._address, self._key_id, self._changed, self._news = name, address, key_id, changed, news
+        self._node = b""
+        self.address = address
+        self._peer, self._key_id, self._changed, self._news = name, key_id, changed, news
         self._told: set[str] = set()
         self._replica = Replica()
         self._ending = threading.Event()
@@ -61,12 +63,17 @@ class Follower(threading.Thread):
         self._up = self._foreign = False
         self._heard_at = self._asked_at = float("-inf")
 
+    @property
+    def keeper(self) -> bytes:
+        """Who the node is among those that keep claims; nothing while it is silent, and where it keeps none."""
+        return self._node if self._up else b""
+
     def stop(self) -> None:
         """Ends the thread."""
         self._ending.set()
 
     def run(self) -> None:
-        link = PeerLink(self._address, events=True)
+        link = PeerLink(self.address, events=True)
         ping_at = 0.0
         while not self._ending.is_set():
             replies, batches = link.receive(_LOOK_MS)
@@ -173,6 +180,7 @@ class Follower(threading.Thread):
         if ticket in self._pinged:
             seconds = now - self._pinged.pop(ticket)
             self.round_trip = seconds if not self.round_trip else 0.8 * self.round_trip + 0.2 * seconds
+        self._node = pong.node if len(pong.node) == NODE_BYTES else b""
         foreign = pong.key_id != self._key_id
         if foreign and not self._foreign:
             log.error("peer %s has another digest key, so nothing of it can be checked: give both one security.digest_key_file", self._peer)
@@ -232,6 +240,9 @@ class PeerLane(Lane):
 
     def distances(self) -> dict[str, float]:
         return {name: follower.round_trip for name, follower in self._followers.items()}
+
+    def keepers(self) -> dict[str, tuple[bytes, PeerAddress]]:
+        return {name: (follower.keeper, follower.address) for name, follower in self._followers.items() if follower.keeper}
 
     def news(self) -> Iterator[tuple[str, Event]]:
         yield from taken(self._news)

@@ -8,6 +8,8 @@ import msgspec
 
 Role = Literal["prefill", "decode"]
 Tier = Literal["dram", "nvme", "redis", "peer"]
+NODE_BYTES = 8
+"""What names a daemon among those that keep claims; chosen anew at each start."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):

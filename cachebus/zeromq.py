@@ -14,7 +14,7 @@ import zmq
 import zmq.asyncio
 
 from cachebus.errors import BusError
-from cachebus.zeromq_peers import HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS, NodeSockets
+from cachebus.zeromq_peers import HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS, NodeSockets, PeerLink
 
 REQUESTS, EVENTS = "bus.sock", "events.sock"
 """Names of the two ipc sockets in the run directory."""
@@ -75,6 +75,17 @@ class Server:
         if self._node and self._node.requests in ready:
             return Received(*self._node.receive())
         return None
+
+    def is_elsewhere(self, client: bytes) -> bool:
+        """Whether a client is of another node."""
+        return self._node is not None and self._node.is_one(client)
+
+    def wait_for(self, link: PeerLink, *, no_longer: bool = False) -> None:
+        """A ``receive`` that waits ends also when something comes over the link."""
+        if no_longer:
+            self._poller.unregister(link.requests)
+        else:
+            self._poller.register(link.requests, zmq.POLLIN)
 
     def wake(self) -> None:
         """Ends a ``receive`` that waits. Any thread may call it, at any time."""

@@ -256,23 +256,23 @@ def _connected(context: zmq.Context[zmq.Socket[bytes]], kind: int, address: Peer
 
 
 class PeerLink:
-    """Requests to another node and its events. For one thread."""
+    """Requests to another node, over the socket ``requests``, and its events. For one thread."""
 
     def __init__(self, address: PeerAddress, *, events: bool) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-        self._dealer = _connected(self._context, zmq.DEALER, address, 0)
+        self.requests = _connected(self._context, zmq.DEALER, address, 0)
         self._subscriber = _connected(self._context, zmq.SUB, address, 1) if events else None
         self._poller = zmq.Poller()
-        for socket in (self._dealer, self._subscriber):
+        for socket in (self.requests, self._subscriber):
             if socket is not None:
                 self._poller.register(socket, zmq.POLLIN)
 
     def send(self, frame: bytes, wait_ms: int = 0) -> bool:
         """Sends a request; False where there is no connection, nor comes one in time."""
         if wait_ms:
-            self._dealer.poll(wait_ms, zmq.POLLOUT)
+            self.requests.poll(wait_ms, zmq.POLLOUT)
         try:
-            self._dealer.send(frame, zmq.NOBLOCK)
+            self.requests.send(frame, zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
@@ -280,7 +280,7 @@ class PeerLink:
     def receive(self, timeout_ms: float) -> tuple[list[bytes], list[bytes]]:
         """The replies and the batches of events that have come; where there are none, what comes first in time."""
         ready = dict(self._poller.poll(max(0, round(timeout_ms))))
-        return _all(self._dealer, ready), _all(self._subscriber, ready)
+        return _all(self.requests, ready), _all(self._subscriber, ready)
 
     def close(self) -> None:
         """Closes both sockets."""

@@ -205,7 +205,7 @@ class Dispatcher:
         While another has the claim, and waiting for it is the sooner, it is asked for again and again: routers may die without a word.
         """
         while True:
-            claimed = await self._colleagues.claim(claim, ask.keys[known:], way.own)
+            claimed = await self._colleagues.claim(claim, ask.keys[known:], way.own, ask.keys[0])
             now, theirs = time.monotonic(), known + claimed.chunks
             if claimed.granted or now >= deadline or not self.policy.waits(ask, way, now + claimed.seconds, theirs, now):
                 return False
