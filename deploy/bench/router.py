@@ -95,16 +95,17 @@ def run(options: argparse.Namespace) -> int:
         raise HeadstartError("this measures one core beside others: it needs two at least")
     processes = router_processes.counts(options.processes, len(os.sched_getaffinity(0)))
     profile = read_profile(options.profile)
-    found: list[Cost] = []
-    for gateway in gateways:
-        found += _measure(gateway, sizes, profile, options)
-    for count in processes:
-        found += _measure_processes(count, profile, options)
-    rows = [_row(cost, profile.model) for cost in found]
+    rows: list[report.Row] = []
     command = ["headstart", "bench", "router", *(sys.argv[sys.argv.index("router") + 1 :] if "router" in sys.argv else ())]
-    result = report.document(rows, command, {})
-    if options.output:
-        report.write(options.output, result)
+    parts = itertools.chain(
+        (_measure(gateway, sizes, profile, options) for gateway in gateways), (_measure_processes(count, profile, options) for count in processes)
+    )
+    for costs in parts:
+        rows += [_row(cost, profile.model) for cost in costs]
+        result = report.document(rows, command, {})
+        if options.output:
+            # After each system: one that does not come to its end takes nothing of the others' with it.
+            report.write(options.output, result)
     print(json.dumps(result) if options.json else table(rows))
     return 0
 
