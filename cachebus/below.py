@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from cachebus.chunk import key_id
@@ -14,6 +14,7 @@ from cachebus.messages import Event
 from cachebus.peer_places import PeerPlaces
 from cachebus.peers import PeerLane
 from cachebus.redis import Remote, RemoteSettings
+from cachebus.redis_shares import ShareSettings
 from cachebus.remote_lane import RemoteLane
 from cachebus.settings import CacheSettings, SecuritySettings
 from cachebus.shelf import Shelf
@@ -58,7 +59,8 @@ class Below:
                 lanes["nvme"].start(job)
             log.info("nvme: %s holds %d chunks, %.2f GB of room", cache.local_disk, len(tiers.disk.index), disk.capacity / 1e9)
         if cache.remote_url:
-            remote = Remote(RemoteSettings(cache.remote_url, name, cache.remote_ttl_seconds, cache.remote_timeout_ms))
+            shares = ShareSettings(cache.tenant_share_max, int(cache.remote_capacity_gb * 1e9), cache.remote_ttl_seconds)
+            remote = Remote(RemoteSettings(cache.remote_url, name, cache.remote_ttl_seconds, cache.remote_timeout_ms, shares))
             lanes["redis"] = RemoteLane(remote, memory, cache.remote_connections, remote_writers(cache), wake)
         if cache.peers or cache.peers_dns:
             places = PeerPlaces(cache, security)
@@ -92,6 +94,11 @@ class Below:
     def keepers(self) -> dict[str, tuple[bytes, PeerAddress]]:
         """The nodes that are heard and keep claims for others, by name: who each is among those, and where."""
         return {name: keeper for lane in self._lanes.values() for name, keeper in lane.keepers().items()}
+
+    def share(self, shares: Mapping[bytes, float]) -> None:
+        """From now on these tenants may take these shares of the shared tier."""
+        for lane in self._lanes.values():
+            lane.share(shares)
 
     def close(self) -> None:
         """Does what is queued and ends the threads."""

@@ -129,6 +129,7 @@ class Daemon:
         )
         if self._tenants:
             self._directory.share(self._tenants.now.shares())
+            self._below.share(self._tenants.now.shares())
         self._holders: set[str] = set()
         self._messages: Counter[str] = Counter()
         self._ending = ending or threading.Event()
@@ -197,6 +198,7 @@ class Daemon:
                 self._carry_out(self._members.hbm.end_silent(now))
                 if self._tenants and self._tenants.look():
                     self._directory.share(self._tenants.now.shares())
+                    self._below.share(self._tenants.now.shares())
                 self._keepers.agreement.end_silent(now)
             if now >= reap_at:
                 reap_at = now + REAP_MS

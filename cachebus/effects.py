@@ -122,7 +122,8 @@ class Outcome:
 class Held:
     """What is known anew of a place that this daemon does not rule: the shared tier, or the node ``peer``.
 
-    ``whole``: it holds what ``added`` says and nothing else. ``gone``: it can't be reached, so nothing of it can be had.
+    ``whole``: it holds what ``added`` says and nothing else; else, of the shared tier, ``removed`` was too much for its tenants. ``gone``: it
+    can't be reached, so nothing of it can be had.
     """
 
     tier: Tier

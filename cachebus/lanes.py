@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -150,6 +150,9 @@ class Lane:
     def distances(self) -> dict[str, float]:
         """Seconds of a round trip, by the name of who is asked."""
         return {}
+
+    def share(self, shares: Mapping[bytes, float]) -> None:
+        """From now on these tenants may take these shares of the tier, as far as its lane looks after that: a shelf has its own."""
 
     def close(self, seconds_max: float) -> None:
         """Does what is queued, for so long at most, and ends the threads."""

@@ -1,7 +1,6 @@
 """The shared tier: chunks in Redis or Valkey.
 
-A chunk is a header value (see ``cachebus.chunk``) and parts of at most 4 MiB, all under one hash tag, so that a cluster keeps them together:
-``headstart:1:<digest key's id>:{<chunk key>}`` and the same with ``:0``, ``:1``, ... The header is written last: what has none is not there.
+A chunk is a header value (see ``cachebus.chunk``) and parts (see ``cachebus.redis_names``). The header is written last: what has none is not there.
 
 redis-py finds the server, logs in and speaks TLS (``cachebus.redis_servers``). Payloads do not go through it: they are sent from the region and
 received into it on the connection's own socket, which moves several times as many bytes as a client that makes objects of them.
@@ -13,11 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
@@ -25,16 +23,12 @@ from redis.exceptions import AskError
 
 from cachebus.breaker import Breaker
 from cachebus.chunk import HEADER_BYTES, ChunkHeader, Taken, pack_header, unpack_header
+from cachebus.redis_names import PARTS_MAX, Names, part_names, parts
 from cachebus.redis_servers import RemoteUnavailable, Servers, redacted
+from cachebus.redis_shares import Shares, ShareSettings
 from cachebus.resp import Answered, Line, command, command_parts
 
 log = logging.getLogger("headstart.cachebus")
-
-PART_BYTES = 4 << 20
-"""Larger values are slow on every client and server."""
-
-PARTS_MAX = 32
-"""Parts that are forgotten with a header, there or not: no chunk is larger than 128 MiB."""
 
 REFUSED_SECONDS = 5.0
 """How long nothing is written after the server had no room or refused to be written."""
@@ -50,18 +44,19 @@ _ELSEWHERE = ("MOVED", "ASK", "TRYAGAIN")
 """How a cluster's node says that it is not the one to ask; so the chunk is a miss, and the cluster is looked up again."""
 _DOWN = ("CLUSTERDOWN", "MASTERDOWN", "LOADING", "NOAUTH")
 """What a server says that can't serve at all."""
-_TRIED_MAX = 10_000
-"""Names that are tried in search of one that a given node keeps."""
+_NOT_ALLOWED = ("NOPERM", "ERR", "WRONGTYPE")
+"""What it says where it serves, but not that."""
 
 
 @dataclass(frozen=True)
 class RemoteSettings:
-    """``key_id`` names the digest key; ``ttl_seconds`` 0: none; ``timeout_ms`` is the longest silence while reading."""
+    """``key_id`` names the digest key; ``ttl_seconds`` 0: none; ``timeout_ms`` is the longest silence while reading; ``shares``: of tenants."""
 
     url: str
     key_id: bytes
     ttl_seconds: int
     timeout_ms: int
+    shares: ShareSettings = field(default_factory=ShareSettings)
 
 
 class Remote:
@@ -73,10 +68,11 @@ class Remote:
 
     def __init__(self, settings: RemoteSettings) -> None:
         self._settings = settings
-        self._prefix = f"headstart:1:{settings.key_id.hex()}:"
+        self._names = Names(settings.key_id)
         self._breaker = Breaker()
         self._silent: dict[str, Breaker] = {}
         self._server = Servers(settings.url, settings.timeout_ms / 1000)
+        self.shares = Shares(self._server, self._names, settings.shares, self._controlled)
         self._moved = self._told = False
         self._local = threading.local()
         self._life = 0
@@ -120,13 +116,16 @@ class Remote:
         ``taken`` is called with each part of ``into`` once it is there. ``into`` is not written any more when this returns.
         """
         name = self._name(header.key)
-        parts = _parts(into)
+        where, pieces = self._server.where(name), parts(into)
         scratch = bytearray(HEADER_BYTES)
-        asked = [command(b"GET", part.encode()) for part in [name, *_part_names(name, len(parts))]]
-        with self._connection(self._server.where(name)) as line:
-            line.send(asked[: _ASKED_AHEAD + 1])
+        asked = [command(b"GET", part.encode()) for part in [name, *part_names(name, len(pieces))]]
+        used = self.shares.use(where, header)
+        with self._connection(where) as line:
+            line.send([*used, *asked[: _ASKED_AHEAD + 1]])
+            for _ in used:
+                line.receive_status()
             whole = self._value(line, memoryview(scratch)) == HEADER_BYTES
-            for number, part in enumerate(parts, _ASKED_AHEAD + 1):
+            for number, part in enumerate(pieces, _ASKED_AHEAD + 1):
                 line.send(asked[number : number + 1])
                 whole &= self._value(line, part) == len(part)
                 taken(part)
@@ -142,7 +141,7 @@ class Remote:
     def put_all(self, chunks: Sequence[tuple[ChunkHeader, memoryview]]) -> list[bool]:
         """Stores chunks, headers with payloads, each while the server still works on the one before; whether it took them.
 
-        A server refuses when it is full: then nothing is written there for a while.
+        A server refuses when it is full: then nothing is written there for a while. What is more than a tenant may have is not written.
         """
         stored = [False] * len(chunks)
         by_place: dict[str, list[int]] = {}
@@ -150,11 +149,13 @@ class Remote:
             by_place.setdefault(self._server.where(self._name(header.key)), []).append(number)
         for where, numbers in by_place.items():
             if time.monotonic() >= self._refused_until.get(where, 0.0):
-                for number, taken in zip(numbers, self._put(where, [chunks[number] for number in numbers]), strict=True):
+                admitted, ahead = self.shares.admit(where, [chunks[number][0] for number in numbers])
+                going = [number for number in numbers if chunks[number][0].key in admitted]
+                for number, taken in zip(going, self._put(where, [chunks[number] for number in going], ahead), strict=True):
                     stored[number] = taken
         return stored
 
-    def _put(self, where: str, chunks: Sequence[tuple[ChunkHeader, memoryview]]) -> list[bool]:
+    def _put(self, where: str, chunks: Sequence[tuple[ChunkHeader, memoryview]], ahead: Sequence[bytes]) -> list[bool]:
         values = [self._values_of(header, payload) for header, payload in chunks]
         stored = []
         with self._connection(where, patience=WRITE_PATIENCE) as line:
@@ -165,7 +166,10 @@ class Remote:
                     for (header, _), own in zip(chunks, values, strict=True)
                     for at, value in own
                 ],
+                ahead,
             )
+            self._counted(where, answers[: len(ahead)])
+            del answers[: len(ahead)]
             start = 0
             for (header, payload), own in zip(chunks, values, strict=True):
                 said = answers[start : start + len(own)]
@@ -188,8 +192,8 @@ class Remote:
 
     def _values_of(self, header: ChunkHeader, payload: memoryview) -> list[tuple[str, memoryview]]:
         """What a chunk is stored as, by name, the header last."""
-        name, parts = self._name(header.key), _parts(payload)
-        return [*zip(_part_names(name, len(parts)), parts, strict=True), (name, memoryview(pack_header(header)))]
+        name, pieces = self._name(header.key), parts(payload)
+        return [*zip(part_names(name, len(pieces)), pieces, strict=True), (name, memoryview(pack_header(header)))]
 
     def delete(self, keys: Sequence[bytes]) -> int:
         """Forgets chunks; how many of them were there."""
@@ -199,16 +203,12 @@ class Remote:
             with self._controlled(where):
                 # The header first: what has none is not there. What parts it had is not known any more.
                 count += int(self._server.client(where).delete(name))
-                self._server.client(where).unlink(*_part_names(name, PARTS_MAX))
+                self._server.client(where).unlink(*part_names(name, PARTS_MAX))
         return count
 
     def scan(self) -> Iterator[bytes]:
         """The keys of all chunks of this digest key, on the nodes that answer."""
-        pattern = re.compile(re.escape(self._prefix) + r"\{([0-9a-f]{64})\}$")
-        for _, name in self._values():
-            found = pattern.match(name.decode("ascii", "replace"))
-            if found:
-                yield bytes.fromhex(found[1])
+        yield from filter(None, (self._names.key(name) for _, name in self._values()))
 
     def clear(self) -> int:
         """Forgets all chunks of this digest key; how many values that were."""
@@ -216,6 +216,7 @@ class Remote:
         for where, name in self._values():
             with self._controlled(where):
                 count += int(self._server.client(where).unlink(name))
+        self.shares.forget()
         return count
 
     def info(self) -> dict[str, Any]:
@@ -259,8 +260,7 @@ class Remote:
 
     def _try(self, where: str, breaker: Breaker) -> bool:
         """Asks for a value of that node: one that can't serve answers a PING all the same."""
-        names = (self._name(number.to_bytes(2, "big")) for number in range(_TRIED_MAX))
-        name = next((name for name in names if self._server.where(name) == where), "")
+        name = self._names.tagged(self._server.tag(where))
         try:
             with self._connection(where, trying=True) as line:
                 line.send([command(b"GET", name.encode())])
@@ -273,7 +273,7 @@ class Remote:
         return True
 
     def _name(self, key: bytes) -> str:
-        return f"{self._prefix}{{{key.hex()}}}"
+        return self._names.chunk(key)
 
     def _place(self) -> str:
         """One that answers, as far as is known."""
@@ -294,7 +294,7 @@ class Remote:
         for where in self._server.places():
             try:
                 with self._controlled(where):
-                    for name in self._server.client(where).scan_iter(match=f"{self._prefix}*", count=_SCAN_COUNT):
+                    for name in self._server.client(where).scan_iter(match=f"{self._names.prefix}*", count=_SCAN_COUNT):
                         yield where, name
             except RemoteUnavailable:
                 if self._breaker.open:
@@ -350,6 +350,13 @@ class Remote:
                 self._life += 1
                 log.warning("redis: %s does not answer (%s): requests go on without it", f"{redacted(self._settings.url)} {where}".strip(), error)
 
+    def _counted(self, where: str, answers: Sequence[str]) -> None:
+        for error in filter(None, answers):
+            if error.startswith(_ELSEWHERE):
+                self._moved = True
+            elif error.startswith(_NOT_ALLOWED):
+                self.shares.refused(where, error)
+
     def _not_written(self, where: str, error: str) -> None:
         if error.startswith(_ELSEWHERE):
             self._moved = True
@@ -364,15 +371,15 @@ class Remote:
             self._refused_until[where] = time.monotonic() + REFUSED_SECONDS
 
 
-def _sent(line: Line, commands: Sequence[Sequence[bytes | memoryview]]) -> list[str]:
+def _sent(line: Line, commands: Sequence[Sequence[bytes | memoryview]], ahead: Sequence[bytes] = ()) -> list[str]:
     """Sends commands, each while the server still works on the one before; their statuses as ``Line.receive_status`` gives them.
 
-    None is sent any more once one was refused, so there may be fewer statuses than commands.
+    None is sent any more once one was refused, so there may be fewer statuses than commands. Those ``ahead`` go first, and may be refused.
     """
     answers: list[str] = []
     sent = 0
-    for words in commands:
-        if any(answers):
+    for words in [*([one] for one in ahead), *commands]:
+        if any(answers[len(ahead) :]):
             break
         line.send(words)
         sent += 1
@@ -381,11 +388,3 @@ def _sent(line: Line, commands: Sequence[Sequence[bytes | memoryview]]) -> list[
     while len(answers) < sent:
         answers.append(line.receive_status())
     return answers
-
-
-def _parts(payload: memoryview) -> list[memoryview]:
-    return [payload[start : start + PART_BYTES] for start in range(0, len(payload), PART_BYTES)]
-
-
-def _part_names(name: str, count: int) -> list[str]:
-    return [f"{name}:{number}" for number in range(count)]

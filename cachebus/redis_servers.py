@@ -17,6 +17,8 @@ from cachebus.errors import TierError
 from cachebus.resp import Line
 
 _PORTS = {"sentinel": 26379, "cluster": 6379}
+_TRIED_MAX = 10_000
+"""Tags that are tried in search of one that a given node keeps."""
 
 
 class RemoteUnavailable(TierError):
@@ -89,6 +91,10 @@ class Servers:
             return str(self._cluster.get_node_from_key(name).name) if self._cluster else ""
         except redis.RedisError:
             return ""
+
+    def tag(self, where: str) -> str:
+        """A hash tag whose values that place keeps, the same for all who know the same nodes; "" where none is found."""
+        return next((str(number) for number in range(_TRIED_MAX) if self.where(f"{{{number}}}") == where), "")
 
     def client(self, where: str) -> Any:
         """redis-py's client of a place. Raises RedisError where there is none such (any more)."""

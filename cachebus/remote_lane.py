@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from cachebus.chunk import ChunkHeader, Taken
 from cachebus.effects import Held, Job, Outcome, Probe, Read, Wipe, Write
 from cachebus.errors import TierError
 from cachebus.lanes import Jobs, Lane, Memory
+from cachebus.redis_shares import Shares
 from cachebus.turns import Turns
 from cachebus.wire import Tier
 
@@ -28,10 +30,13 @@ TOGETHER_BYTES = 32 << 20
 
 
 class RemoteStore(Protocol):
-    """The shared tier (``cachebus.redis``). ``available``: whether it answers."""
+    """The shared tier (``cachebus.redis``). ``available``: whether it answers. ``shares``: what tenants have there."""
 
     @property
     def available(self) -> bool: ...
+
+    @property
+    def shares(self) -> Shares: ...
 
     def probe(self, keys: Sequence[bytes]) -> list[ChunkHeader | None]:
         """The headers under these keys."""
@@ -84,6 +89,11 @@ class RemoteLane(Lane):
 
     def distances(self) -> dict[str, float]:
         return {self.tier: self._round_trip}
+
+    def share(self, shares: Mapping[bytes, float]) -> None:
+        self._remote.shares.share(shares)
+        # Accounts are read with the next look at all.
+        self._scan_at = 0.0
 
     def start(self, job: Job) -> None:
         if isinstance(job, Wipe | Write):
@@ -156,6 +166,7 @@ class RemoteLane(Lane):
             for start in range(0, len(keys), LOOKED_AT_ONCE):
                 headers = self._remote.probe(keys[start : start + LOOKED_AT_ONCE])
                 self._remote.delete([header.key for header in headers if header is not None and header.tenant == tenant])
+            self._remote.shares.forget(tenant)
         except (OSError, TierError):
             log.error("redis: not all chunks of a tenant could be deleted: clear its cache again once the tier answers")
             raise
@@ -172,6 +183,9 @@ class RemoteLane(Lane):
                 self._round_trip = self._remote.ping()
                 if came_back or not self._known or time.monotonic() >= self._scan_at:
                     self._scan()
+                if removed := self._remote.shares.keep():
+                    self._held.put(Held("redis", removed=removed))
+                    self._wake()
             except (OSError, TierError) as error:
                 self._known = False
                 log.debug("redis: %s", error)
@@ -180,9 +194,11 @@ class RemoteLane(Lane):
         started = time.monotonic()
         # What is written while the scan goes on may have been passed over by it.
         self._written = set()
+        self._scan_at = math.inf
         found = set(self._remote.scan())
         self._held.put(Held("redis", found | self._written, whole=True))
         self._known = True
-        # Other nodes write there, too. A long scan is not repeated as soon as a short one.
-        self._scan_at = time.monotonic() + max(SCAN_SECONDS, 20 * (time.monotonic() - started))
         self._wake()
+        self._remote.shares.mend(found, self._remote.probe)
+        # Other nodes write there, too. A long scan is not repeated as soon as a short one; one that was asked for meanwhile comes at once.
+        self._scan_at = min(self._scan_at, time.monotonic() + max(SCAN_SECONDS, 20 * (time.monotonic() - started)))

@@ -83,6 +83,8 @@ class CacheSettings(Section, frozen=True):
     """How long the shared tier keeps a chunk that nobody asks for; 0: until it evicts it"""
     remote_timeout_ms: int = 40
     """Longest silence of the shared tier during one operation: then it is a miss, and the tier is left alone until it answers again"""
+    remote_capacity_gb: float = 0.0
+    """Gigabytes (1e9 bytes) of the shared tier that tenants' shares are of, in a cluster of all nodes together; 0: the servers' own maxmemory"""
     remote_connections: int = 4
     """Connections for reading from the shared tier, each with a thread; a quarter as many write"""
     node_host: str = "127.0.0.1"
@@ -104,7 +106,7 @@ class CacheSettings(Section, frozen=True):
     chunk_ttl_seconds: int = 0
     """A chunk that was not used for this long is dropped from DRAM and NVMe; 0: never"""
     tenant_share_max: float = 1.0
-    """Share of a tier that chunks under one cache_salt may take"""
+    """Share of a tier, the shared one too, that chunks under one cache_salt may take"""
     write_behind_gb_max: float = 1.0
     """Gigabytes of the region that may wait to be written to slower tiers; what exceeds it is written when DRAM evicts it"""
     promote_ms_max: int = 500
@@ -159,6 +161,8 @@ class CacheSettings(Section, frozen=True):
             found.append(("max_local_disk_size", f"{self.max_local_disk_size} gives local_disk no room; it is in gigabytes"))
         if self.remote_url and not self.remote_url.startswith(REMOTE_SCHEMES):
             found.append(("remote_url", f"no shared tier is known that starts so; give one of {', '.join(REMOTE_SCHEMES)}"))
+        if not 0 <= self.remote_capacity_gb < math.inf:
+            found.append(("remote_capacity_gb", f"{self.remote_capacity_gb} is no size; it is in gigabytes, 0: the servers' own maxmemory"))
         if not 0 < self.tenant_share_max <= 1:
             found.append(("tenant_share_max", f"{self.tenant_share_max} is no share; give more than 0 and at most 1"))
         return found

@@ -45,7 +45,7 @@ class Tenant(Section, frozen=True):
     tokens_per_minute: int = 0
     """Tokens of prompts and answers in a minute; 0: no limit"""
     cache_share_max: float = 1.0
-    """Share of a node's DRAM, and of its NVMe tier, that the tenant's chunks may take; of a group counts the largest"""
+    """Share of a node's DRAM, of its NVMe tier, and of the shared tier that the tenant's chunks may take; of a group counts the largest"""
     priority_max: int = 0
     """Highest x-headstart-priority that its requests may have"""
     admin: bool = False

@@ -214,6 +214,11 @@ class Tiers:
 
     def learn(self, held: Held) -> list[Effect]:
         """The shared tier or another node came, went or changed."""
+        if held.tier == "redis" and not held.whole:
+            self.counters["redis"].evicted += len(held.removed)
+            gone = self._remote.intersection(held.removed)
+            self._remote -= gone
+            return _told("redis", set(), gone)
         if held.tier == "redis":
             before, self._remote = self._remote, set(held.added)
             return _told("redis", self._remote - before, before - self._remote)

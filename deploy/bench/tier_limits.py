@@ -17,7 +17,7 @@ from cachebus.below import DISK_READERS, DISK_WRITERS
 from cachebus.engine import process_tree
 from cachebus.errors import HeadstartError
 from cachebus.ports import free_port
-from cachebus.redis import PART_BYTES
+from cachebus.redis_names import PART_BYTES
 from cachebus.resp import Line, command_parts
 from cachebus.settings import CacheSettings
 from cachebus.zeromq_peers import PIECE_BYTES

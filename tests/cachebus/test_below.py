@@ -32,10 +32,10 @@ def content(number: int, length: int = LENGTH) -> bytes:
     return random.Random(number).randbytes(length)
 
 
-def put(bus: Bus, *numbers: int, length: int = LENGTH) -> None:
+def put(bus: Bus, *numbers: int, length: int = LENGTH, tenant: bytes = bytes(8)) -> None:
     client = bus.client(bus.holder)
     region = Region.map(bus.run_dir / "region")
-    reserved = client.call(Reserve(bus.holder.id, LAYOUT, [NewEntry(key(n), length) for n in numbers]), ANSWER_MS)
+    reserved = client.call(Reserve(bus.holder.id, LAYOUT, [NewEntry(key(n), length, tenant=tenant) for n in numbers]), ANSWER_MS)
     assert isinstance(reserved, Reserved)
     assert [slot.key for slot in reserved.slots] == [key(n) for n in numbers]
     written = []

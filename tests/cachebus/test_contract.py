@@ -117,6 +117,25 @@ def test_no_more_is_held_than_allowed(form: Form) -> None:
     assert 1 <= sum(map(bool, found)) < 30, "some had to go, or were not taken"
 
 
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_a_tenant_over_its_share_loses_its_own(form: Form, share: float) -> None:
+    """With a share of all, the control, others lose theirs, or nothing more is taken where nothing is evicted."""
+    length, others = 300_001, (100, 101, 102)
+    form.share({b"tenant-a": share})
+    for number in others:
+        form.put(number, length=length, tenant=b"tenant-b")
+    for number in range(40):
+        form.put(number, length=length, tenant=b"tenant-a")
+    mine = [number for number in range(40) if form.get(number)]
+    theirs = [number for number in others if form.get(number)]
+    if share == 1.0:
+        assert len(theirs) < len(others) or 39 not in mine
+        return
+    assert theirs == [*others]
+    assert mine == [*range(40)][-len(mine) :], "the newest are left"
+    assert 3 <= len(mine) <= share * form.bytes_held()[1] / length
+
+
 def test_many_who_ask_at_once_bring_a_chunk_up_once(form: Form) -> None:
     length = 1 << 20
     form.put(1, length=length)

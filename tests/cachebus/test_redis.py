@@ -15,7 +15,8 @@ from tests_shared import DIGEST_KEY, wait_for
 
 from cachebus.breaker import Breaker
 from cachebus.chunk import HEADER_BYTES, ChunkHeader, key_id
-from cachebus.redis import PART_BYTES, Remote, RemoteSettings, RemoteUnavailable, redacted
+from cachebus.redis import Remote, RemoteSettings, RemoteUnavailable, redacted
+from cachebus.redis_names import PART_BYTES
 
 TIMEOUT_MS = 40
 PATIENT_MS = 2000

@@ -13,7 +13,8 @@ from blake3 import blake3
 from redis_server import RedisServer
 
 from cachebus.chunk import ChunkHeader
-from cachebus.redis import PART_BYTES, Remote, RemoteSettings, _sent
+from cachebus.redis import Remote, RemoteSettings, _sent
+from cachebus.redis_names import PART_BYTES
 from cachebus.resp import Line, command
 
 KEY_ID = b"i" * 8

@@ -16,7 +16,8 @@ from tests_shared import wait_for
 
 from cachebus.chunk import ChunkHeader
 from cachebus.errors import TierError
-from cachebus.redis import PART_BYTES, Remote, RemoteUnavailable
+from cachebus.redis import Remote, RemoteUnavailable
+from cachebus.redis_names import PART_BYTES
 
 NUMBERS = range(30)
 

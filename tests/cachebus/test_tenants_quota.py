@@ -6,12 +6,15 @@ import itertools
 from pathlib import Path
 
 import pytest
+from redis_server import RedisServer
 from tests_shared import ANSWER_MS, DIGEST_KEY, LAYOUT, Bus, wait_for
 
 from cachebus import tenants as module
 from cachebus.keys import tenant_id
 from cachebus.messages import Commit, NewEntry, Reserve, Reserved, Snapshot, SnapshotReply, WrittenEntry
-from cachebus.settings import SecuritySettings
+from cachebus.messages_tools import Clear, Count
+from cachebus.redis_account import taken_bytes
+from cachebus.settings import CacheSettings, SecuritySettings
 from cachebus.tenants import Tenants, read_tenants
 
 MEGABYTE = 1 << 20
@@ -49,3 +52,63 @@ def test_a_share_is_the_files_also_when_that_changes(tmp_path: Path, monkeypatch
     finally:
         bus.stop()
         bus.holder.close()
+
+
+def test_a_share_of_the_shared_tier_is_the_files_too_for_all_nodes_and_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    server = RedisServer(tmp_path)
+    path = tmp_path / "tenants.yaml"
+    path.write_text("small:\n  cache_share_max: 0.3\nfree:\n  keys: []\n")
+    cache = CacheSettings(remote_url=server.url, remote_timeout_ms=2000, remote_capacity_gb=10 * taken_bytes(MEGABYTE) / 1e9)
+    buses = [Bus(made(tmp_path / name), cache, SecuritySettings(tenants_file=str(path))) for name in ("one", "two")]
+    tenants = Tenants(read_tenants(path), DIGEST_KEY)
+    small, free = tenant_id(tenants.salts["small"]), tenant_id(tenants.salts["free"])
+    try:
+        for bus in buses:
+            wait_for(lambda bus=bus: bool(bus.daemon.statistics()["redis_usable"]))  # type: ignore[misc]
+        fill(buses[0], free, 100, 8)
+        fill(buses[0], small, 0, 5)
+        wait_for(lambda: told(buses[0]) == there(server) == {*range(100, 108), 2, 3, 4})
+        assert buses[0].daemon.statistics()["redis_evicted_total"] == 2
+        fill(buses[1], small, 10, 2)
+        wait_for(lambda: there(server) == {*range(100, 108), 4, 10, 11})
+        buses[0].stop()
+        # What DRAM has and Redis has not would be written there once more.
+        (buses[0].run_dir / "region").unlink(missing_ok=True)
+        buses[0].start()
+        wait_for(lambda: bool(buses[0].daemon.statistics()["redis_usable"]))
+        fill(buses[0], small, 20, 1)
+        assert there(server) == {*range(100, 108), 10, 11, 20}
+        path.write_text("small:\n  cache_share_max: 0.1\nfree:\n  keys: []\n")
+        wait_for(lambda: there(server) == {*range(100, 108), 20})
+        client = buses[1].client()
+        assert isinstance(client.call(Clear(["redis"], small), ANSWER_MS), Count)
+        client.close()
+        wait_for(lambda: there(server) == {*range(100, 108)} and not server.client.keys("*share*"))
+    finally:
+        for bus in buses:
+            bus.stop()
+            bus.holder.close()
+        server.stop()
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def fill(bus: Bus, tenant: bytes, first: int, count: int) -> None:
+    """Stores chunks one by one, each written to the shared tier before the next comes."""
+    for number in range(first, first + count):
+        store(bus, tenant, number, 1)
+        wait_for(lambda: bus.daemon.statistics()["write_behind_bytes"] == 0)
+
+
+def there(server: RedisServer) -> set[int]:
+    """The chunks on the server."""
+    return {int(name[-65:-1], 16) for name in server.client.keys("*}") if b"share" not in name}
+
+
+def told(bus: Bus) -> set[int]:
+    """The chunks that the bus says are in the shared tier."""
+    return {int.from_bytes(key, "big") for key in bus.snapshot().keys["redis"]}

@@ -15,7 +15,8 @@ from tests_shared import DIGEST_KEY, wait_for
 from cachebus.chunk import ChunkHeader, Taken, key_id
 from cachebus.effects import Outcome, Probe, Read, Wipe, Write
 from cachebus.lanes import Memory
-from cachebus.redis import PART_BYTES, Remote, RemoteSettings
+from cachebus.redis import Remote, RemoteSettings
+from cachebus.redis_names import PART_BYTES
 from cachebus.remote_lane import RemoteLane
 from cachebus.turns import Turns
 

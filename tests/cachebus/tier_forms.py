@@ -31,10 +31,15 @@ class Form:
     def __init__(self, folder: Path, cache: CacheSettings = CacheSettings(), security: SecuritySettings = SecuritySettings()) -> None:  # noqa: B008
         self.bus = Bus(folder, cache, security)
 
-    def put(self, *numbers: int, length: int) -> None:
-        put(self.bus, *numbers, length=length)
+    def put(self, *numbers: int, length: int, tenant: bytes = bytes(8)) -> None:
+        put(self.bus, *numbers, length=length, tenant=tenant)
         settled(self.bus)
         self.drop()
+
+    def share(self, shares: dict[bytes, float]) -> None:
+        """Gives tenants their shares of the tier, as the daemon does."""
+        self.bus.daemon._directory.share(shares)
+        self.bus.daemon._below.share(shares)
 
     def put_again(self, number: int, text: bytes) -> bool:
         """Puts another text under a key that is there; whether there was room for it above the tier."""
@@ -144,10 +149,13 @@ class Peer(Form):
         self.home, self.bus = self.nodes.buses
         self.nodes.in_touch()
 
-    def put(self, *numbers: int, length: int) -> None:
-        put(self.home, *numbers, length=length)
+    def put(self, *numbers: int, length: int, tenant: bytes = bytes(8)) -> None:
+        put(self.home, *numbers, length=length, tenant=tenant)
         self.drop()
         wait_for(lambda: not any(self.forgotten(number) for number in numbers))
+
+    def share(self, shares: dict[bytes, float]) -> None:
+        self.home.daemon._directory.share(shares)
 
     def drop(self) -> None:
         clear(self.bus, "dram")
