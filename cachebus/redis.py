@@ -377,14 +377,15 @@ def _sent(line: Line, commands: Sequence[Sequence[bytes | memoryview]], ahead: S
     None is sent any more once one was refused, so there may be fewer statuses than commands. Those ``ahead`` go first, and may be refused.
     """
     answers: list[str] = []
-    sent = 0
-    for words in [*([one] for one in ahead), *commands]:
+    line.send([*ahead, *(commands[0] if commands else ())])
+    sent = len(ahead) + len(commands[:1])
+    for words in commands[1:]:
         if any(answers[len(ahead) :]):
             break
         line.send(words)
-        sent += 1
-        if sent > 1:
+        while len(answers) < sent:
             answers.append(line.receive_status())
+        sent += 1
     while len(answers) < sent:
         answers.append(line.receive_status())
     return answers
