@@ -87,9 +87,11 @@ class Shares:
             bytes_max = self._bytes_max(where, tenant)
             theirs = [Chunk(header.key, header.length) for header in headers if header.tenant == tenant]
             now, name = time.time(), self._name(where, tenant)
+            # One after the other also where they go together: so an account's oldest entry says what is older.
+            used_at = {chunk: round(now + number / 1e6, 6) for number, chunk in enumerate(theirs)}
             with self._lock:
                 fitting = [chunk for chunk in theirs if taken_bytes(chunk.length) <= bytes_max]
-                gone = [old for chunk in fitting for old in account.put(chunk, now)]
+                gone = [old for chunk in fitting for old in account.put(chunk, used_at[chunk])]
                 removed = account.drop_beyond(bytes_max)
                 stored = [chunk for chunk in fitting if chunk.key in account]
                 self._stored_for.add((where, tenant))
@@ -99,7 +101,7 @@ class Shares:
             if members := [chunk.member() for chunk in [*gone, *removed]]:
                 commands.append(command(b"ZREM", name, *members))
             if stored:
-                commands.append(command(b"ZADD", name, *(word for chunk in stored for word in (b"%.3f" % now, chunk.member()))))
+                commands.append(command(b"ZADD", name, *(word for chunk in stored for word in (b"%.6f" % used_at[chunk], chunk.member()))))
         return admitted, commands
 
     def use(self, where: str, header: ChunkHeader) -> list[bytes]:
@@ -107,10 +109,10 @@ class Shares:
         account = self._accounts.get((where, header.tenant))
         if account is None or header.key not in account:
             return []
-        now, chunk = time.time(), Chunk(header.key, header.length)
+        now, chunk = round(time.time(), 6), Chunk(header.key, header.length)
         with self._lock:
             account.put(chunk, now)
-        return [command(b"ZADD", self._name(where, header.tenant), b"XX", b"%.3f" % now, chunk.member())]
+        return [command(b"ZADD", self._name(where, header.tenant), b"XX", b"%.6f" % now, chunk.member())]
 
     def refused(self, where: str, error: str) -> None:
         """The server does not do what accounts need: no share holds there until it is tried again."""

@@ -54,7 +54,7 @@ def _memory(facts: RedisFacts, ttl_seconds: int) -> Finding:
         return skipped(MEMORY, "the server does not tell its maxmemory-policy")
     values = {"maxmemory": float(facts.maxmemory)}
     if not facts.maxmemory:
-        advice = "it grows until the kernel kills it: set maxmemory, and maxmemory-policy allkeys-lru"
+        advice = "it grows until the kernel kills it, and tenants' shares have nothing to be of: set maxmemory, and maxmemory-policy allkeys-lru"
         return Finding(MEMORY, "warn", "no maxmemory", advice, values)
     measured = f"maxmemory {gigabytes(facts.maxmemory)}, {facts.policy}"
     if facts.policy == "noeviction":

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from redis_server import RedisServer
+from share_nodes import CAPACITY, NAMES, PAYLOAD, ROOM, SIZE, A, B, calls, counted, header, mend, node, put, there
 from tests_shared import DIGEST_KEY, wait_for
 
-from cachebus.chunk import ChunkHeader, key_id
-from cachebus.redis import Remote, RemoteSettings, RemoteUnavailable
+from cachebus.chunk import key_id
+from cachebus.redis import Remote, RemoteSettings
 from cachebus.redis_account import taken_bytes
-from cachebus.redis_names import PART_BYTES, Names
+from cachebus.redis_names import PART_BYTES
 from cachebus.redis_shares import ShareSettings
-
-A, B = b"tenant-a", b"tenant-b"
-SIZE = 100_000
-PAYLOAD = memoryview(bytes(SIZE))
-ROOM = 10 * taken_bytes(SIZE)
-"""What a tenant may take in these tests, by its share."""
-CAPACITY = 40 * taken_bytes(SIZE)
-NAMES = Names(key_id(DIGEST_KEY))
-MAY = ("+get", "+set", "+del", "+unlink", "+scan", "+ping", "+info", "+select")
-MAY_WITH_SHARES = (*MAY, "+zadd", "+zrem", "+zrangebyscore", "+zscan", "+expire")
 
 
 @pytest.fixture
@@ -35,42 +25,6 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
     made = RedisServer(tmp_path, "--unixsocket", str(tmp_path / "redis.sock"))
     yield made
     made.stop()
-
-
-def node(url: str, shares: dict[bytes, float] | None = None, capacity: int = CAPACITY, ttl: int = 60, timeout_ms: int = 2000) -> Remote:
-    """The shared tier as one node has it; a quarter of it for the tenant A, where nothing else is said."""
-    tier = Remote(RemoteSettings(url, key_id(DIGEST_KEY), ttl, timeout_ms, ShareSettings(capacity_bytes=capacity, ttl_seconds=ttl)))
-    tier.tick()
-    tier.shares.share({A: 0.25} if shares is None else shares)
-    return tier
-
-
-def header(number: int, tenant: bytes = A, length: int = SIZE) -> ChunkHeader:
-    return ChunkHeader(number.to_bytes(32, "big"), b"l" * 16, b"d" * 32, length, key_id(DIGEST_KEY), tenant, written_at=int(time.time()))
-
-
-def put(tier: Remote, numbers: Sequence[int], tenant: bytes = A) -> list[bool]:
-    return tier.put_all([(header(number, tenant), PAYLOAD) for number in numbers])
-
-
-def there(tier: Remote, numbers: Sequence[int]) -> list[int]:
-    return [number for number, found in zip(numbers, tier.probe([header(number).key for number in numbers]), strict=True) if found]
-
-
-def counted(server: RedisServer, tenant: bytes = A) -> set[int]:
-    """The chunks in a tenant's account on the server."""
-    members: list[bytes] = server.client.zrange(NAMES.account(tenant, "0"), 0, -1)  # type: ignore[assignment]
-    return {int.from_bytes(member[:32], "big") for member in members}
-
-
-def mend(tier: Remote) -> None:
-    tier.shares.mend(set(tier.scan()), tier.probe)
-
-
-def calls(server: RedisServer) -> dict[str, int]:
-    """How often each command was called."""
-    found: dict[str, dict[str, int]] = server.client.info("commandstats")  # type: ignore[assignment]
-    return {name.removeprefix("cmdstat_"): said["calls"] for name, said in found.items()}
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
@@ -146,6 +100,16 @@ def test_two_nodes_keep_one_account(server: RedisServer) -> None:
         assert len(kept) == min(10, number + 2)
         assert set(kept) == counted(server)
     assert kept == [*range(50, 60)]
+
+
+def test_what_another_node_removed_is_not_removed_again(server: RedisServer) -> None:
+    tier, other = node(server.url), node(server.url)
+    put(tier, range(10))
+    put(other, range(10, 15))
+    assert {header(number).key for number in range(5)} == set(other.shares.keep())
+    put(tier, [20])
+    assert tier.shares.keep() == [header(number).key for number in (0, 5)], "the first before it knew"
+    assert there(tier, range(30)) == [*range(6, 15), 20]
 
 
 def test_two_nodes_that_write_at_once_come_to_one_share(server: RedisServer) -> None:
@@ -283,7 +247,8 @@ def test_an_account_is_no_chunk(server: RedisServer) -> None:
     assert sorted(tier.scan()) == [header(number).key for number in range(3)]
     assert tier.clear() == 7, "three headers, three parts, the account"
     assert server.client.dbsize() == 0
-    assert put(tier, range(12)) == [False] * 2 + [True] * 10
+    assert put(tier, range(3, 13)) == [True] * 10
+    assert tier.shares.keep() == [], "nothing that was cleared counts"
     put(tier, range(20, 22), B)
     tier.shares.forget(A)
     assert not counted(server)
@@ -315,100 +280,3 @@ def test_nobody_pays_where_there_is_no_share_and_hardly_where_there_is(server: R
     assert found[0] == {"set": 16, "get": 2}
     assert {name: found[1][name] for name in ("set", "get", "zadd")} == {"set": 16, "get": 2, "zadd": 2}, "one for a go, one for a read"
     assert set(found[1]) - {"set", "get", "zadd"} == {"zscan", "zrangebyscore"}, "once for a new tenant, and beside the bytes"
-
-
-def test_a_server_without_a_limit_has_no_shares_and_it_is_said_once(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    tier = node(server.url, capacity=0)
-    for number in range(20):
-        put(tier, [number])
-        mend(tier)
-    assert len(there(tier, range(20))) == 20
-    assert [record.getMessage() for record in caplog.records if "shares" in record.getMessage()] == [
-        "redis: tenants' shares do not hold: it has no maxmemory, and cache.remote_capacity_gb is 0"
-    ]
-    server.client.config_set("maxmemory", 10 * CAPACITY)
-    tier.shares.share({A: 0.025})
-    mend(tier)
-    assert len(tier.shares.keep()) == 10, "it is asked again"
-
-
-def test_a_user_who_may_keep_no_accounts_stores_all_the_same(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    server.client.execute_command("ACL", "SETUSER", "cache", "on", ">secret", "~headstart:*", *MAY)
-    tier = node(f"redis://cache:secret@127.0.0.1:{server.port}/0")
-    for number in range(20):
-        assert put(tier, [number]) == [True]
-        mend(tier)
-        assert tier.shares.keep() == []
-    assert len(there(tier, range(20))) == 20
-    assert tier.available
-    assert tier.counts == {**tier.counts, "timeouts": 0, "refused": 0}
-    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
-    assert "shares do not hold" in caplog.text
-    server.client.execute_command("ACL", "SETUSER", "cache", *MAY_WITH_SHARES)
-    mend(tier)
-    assert len(tier.shares.keep()) == 10
-
-
-def test_a_user_who_loses_the_right_meanwhile_goes_on_storing(server: RedisServer) -> None:
-    server.client.execute_command("ACL", "SETUSER", "cache", "on", ">secret", "~headstart:*", *MAY_WITH_SHARES)
-    tier = node(f"redis://cache:secret@127.0.0.1:{server.port}/0")
-    put(tier, range(5))
-    server.client.execute_command("ACL", "SETUSER", "cache", "-zadd")
-    assert put(tier, range(10, 13)) == [True] * 3
-    assert tier.get(header(1), memoryview(bytearray(SIZE)))
-    assert put(tier, range(20, 40)) == [True] * 20, "no share holds"
-    assert tier.counts == {**tier.counts, "timeouts": 0, "refused": 0}
-
-
-def test_the_rights_that_the_readme_names_are_enough(server: RedisServer) -> None:
-    server.client.execute_command("ACL", "SETUSER", "cache", "on", ">secret", "~headstart:*", *MAY_WITH_SHARES)
-    for url in (f"redis://cache:secret@127.0.0.1:{server.port}/0", f"unix://cache:secret@{server._folder}/redis.sock"):
-        tier = node(url)
-        put(tier, range(12))
-        mend(tier)
-        tier.shares.keep()
-        assert tier.get(header(11), memoryview(bytearray(SIZE)))
-        assert len(counted(server)) == 10
-        tier.shares.forget(A)
-        assert tier.clear() == 20
-        assert tier.counts["timeouts"] == 0
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_a_silent_server_costs_one_silence(server: RedisServer, known: bool) -> None:
-    tier = node(server.url, timeout_ms=40)
-    if known:
-        put(tier, range(10))
-    server.pause()
-    started = time.perf_counter()
-    with pytest.raises(RemoteUnavailable):
-        put(tier, [11])
-    assert time.perf_counter() - started < (0.04 * 10 if known else 0.04) + 0.3
-    for ask in (lambda: put(tier, [12]), lambda: tier.shares.keep() and None, lambda: tier.shares.mend(set(), tier.probe)):
-        started = time.perf_counter()
-        silently(ask)
-        assert time.perf_counter() - started < 0.02
-    server.go_on()
-    wait_for(tier.tick, 5)
-    mend(tier)
-    assert put(tier, range(20, 23)) == [True] * 3
-
-
-def silently(ask: Callable[[], object]) -> None:
-    try:
-        ask()
-    except RemoteUnavailable:
-        pass
-
-
-def test_a_server_that_came_back_empty_owes_nobody(server: RedisServer) -> None:
-    tier = node(server.url)
-    put(tier, range(10))
-    server.kill()
-    with pytest.raises(RemoteUnavailable):
-        put(tier, [11])
-    server.start()
-    wait_for(tier.tick, 5)
-    mend(tier)
-    assert put(tier, range(30, 40)) == [True] * 10
-    assert len(there(tier, range(40))) == 10

@@ -103,6 +103,16 @@ def test_accounts_follow_a_slot_that_moves(plain_cluster: RedisCluster) -> None:
     held = [(node.client.dbsize() - count) // 2 for node, count in zip(plain_cluster.nodes, counted, strict=True)]
     assert sum(held) == 9
     assert [tier.shares._accounts[place, SHARED].taken_bytes // taken_bytes(100_000) for place in places(plain_cluster)] == held
+    name = tier._name(chunk(kept[0], 1)[0].key).encode()
+    before = plain_cluster.node_of(name)
+    plain_cluster.move(name, (before + 1) % 3)
+    # It is found where it is now once the cluster was looked up again.
+    assert not served(tier, *tagged(kept[0]))
+    tier.tick()
+    mended(tier)
+    held[before] -= 1
+    held[(before + 1) % 3] += 1
+    assert [tier.shares._accounts[place, SHARED].taken_bytes // taken_bytes(100_000) for place in places(plain_cluster)] == held
     assert len(fill(tier, range(9, 100))) == 3 * 8
 
 

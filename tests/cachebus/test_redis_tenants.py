@@ -16,6 +16,7 @@ from cachebus.chunk import ChunkHeader, key_id
 from cachebus.effects import Wipe
 from cachebus.lanes import Memory
 from cachebus.redis import Remote, RemoteSettings
+from cachebus.redis_names import Names
 from cachebus.remote_lane import LOOKED_AT_ONCE, RemoteLane
 
 A, B = b"tenant-a", b"tenant-b"
@@ -39,6 +40,8 @@ def test_a_tenants_chunks_are_found_by_their_headers_and_deleted(server: RedisSe
     tier.tick()
     count = LOOKED_AT_ONCE + 10
     assert all(tier.put_all([(header(number, A if number % 2 else B), PAYLOAD) for number in range(count)]))
+    # What another node counts, to whom a share is known.
+    server.client.zadd(Names(key_id(DIGEST_KEY)).account(A, "0"), {header(1, A).key + len(PAYLOAD).to_bytes(8, "big"): 1.0})
     lane = RemoteLane(tier, Memory(memoryview(bytearray(PAYLOAD)), DIGEST_KEY), readers=1, writers=1, wake=lambda: None)
     try:
         wait_for(lambda: lane.usable)
