@@ -1,9 +1,9 @@
 """What each way of serving a prompt would cost, in seconds. Pure.
 
 A way is a decode worker alone, or a prefill worker and then a decode worker. Its seconds are the client's own (queue, transfer, computing), and
-those that it takes from others: who generates beside a prompt that is being computed gets its tokens that much later, and who comes next finds a
-pool that is busier. A client's second and another's count alike, so there are no weights; the rates are those that the engines have learnt
-(``cachebus.engine.break_even``), and what is not known yet is assumed.
+those that it takes from others: who generates beside a prompt that is being computed gets its tokens that much later, who comes to a decode worker
+meanwhile waits for it, and who comes next finds a pool that is busier. A client's second and another's count alike, so there are no weights; the
+rates are those that the engines have learnt (``cachebus.engine.break_even``), and what is not known yet is assumed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from cachebus.messages import Report, Worker
 from cachebus.wire import Tier
 
 NEAREST_FIRST: tuple[Tier, ...] = ("dram", "peer", "nvme", "redis")
+
+_UTILISATION_MAX = 0.9
+"""Past it a pool counts as no busier: what is learnt over some seconds may well be more than there is."""
 
 TOKEN_SECONDS_ASSUMED = 1e-4
 BYTE_SECONDS_ASSUMED = 1e-10
@@ -129,6 +132,16 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """The workers of a role: how many, legs that come a second, mean seconds of computing before one, share of the time in which they compute."""
+
+    workers: int = 1
+    arrivals: float = 0.0
+    backlog: float = 0.0
+    utilisation: float = 0.0
+
+
+@dataclass(frozen=True)
 class Way:
     """One way and its seconds. ``prefill`` is "" where the decode worker is alone; ``others`` are the seconds that others wait longer.
 
@@ -157,29 +170,47 @@ class Way:
 def crowding(utilisation: float) -> float:
     """How many seconds those who come later wait for every second of computing given to a pool that is busy for that share of its time.
 
-    The mean wait in a queue with one server grows as rho / (1 - rho) (Pollaczek and Khinchine); past 0.9 it counts no further.
+    The mean wait in a queue with one server grows as rho / (1 - rho) (Pollaczek and Khinchine).
     """
-    rho = min(utilisation, 0.9)
+    rho = min(utilisation, _UTILISATION_MAX)
     return rho / (1 - rho)
 
 
-def decode_alone(prompt: Prompt, worker: Worker, rates: Rates, load: Load) -> Way:
-    """The decode worker pulls what is stored and computes the rest between the tokens of those it serves."""
+def delayed(seconds: float, pool: Pool) -> float:
+    """How many seconds all those wait longer who come to a pool while it works off ``seconds`` of computing that one of its workers is given.
+
+    A server that has ``v`` seconds before it and is given ``x`` more delays by x who comes within v / (1 - rho), and then, for x / (1 - rho), by ever
+    less: what one customer costs the others of an M/G/1 queue (Haviv and Ritov, Management Science 44(6), 1998). Whoever comes to a pool goes where
+    least is before it, so each of its workers is taken to bear a share.
+    """
+    share = seconds / pool.workers
+    return pool.arrivals * share * (pool.backlog + share / 2) / (1 - min(pool.utilisation, _UTILISATION_MAX))
+
+
+def decode_alone(prompt: Prompt, worker: Worker, rates: Rates, load: Load, pool: Pool) -> Way:
+    """The decode worker pulls what is stored and computes the rest between the tokens of those it serves.
+
+    Answers, hits and hand-overs come to decode workers all the time, so the rest is in the way of them, too.
+    """
     pull, compute, tokens = prompt.made_ready(worker.worker, rates)
-    return Way("", worker.worker, load.backlog, pull, compute, compute * load.running + load.joining, tokens)
+    others = compute * load.running + delayed(compute, pool) + load.joining
+    return Way("", worker.worker, load.backlog, pull, compute, others, tokens)
 
 
-def after_prefill(prompt: Prompt, prefill: Way, worker: Worker, rates: Rates, load: Load) -> Way:
-    """A prefill worker, then the decode worker, which pulls all that it does not have."""
+def after_prefill(prompt: Prompt, prefill: Way, worker: Worker, rates: Rates, load: Load, pool: Pool, hand_over_seconds: float) -> Way:
+    """A prefill worker, then the decode worker, which pulls all that it does not have.
+
+    ``hand_over_seconds``: from the one's end to the other's first token, besides the pull and what is computed.
+    """
     whole = prompt.as_if_stored(prompt.tokens // prompt.chunk_tokens)
-    then = decode_alone(whole, worker, rates, load)
+    then = decode_alone(whole, worker, rates, load, pool)
     # What is before it at the decode worker is done meanwhile.
-    queue = prefill.queue + max(0.0, then.queue - prefill.own)
+    queue = prefill.queue + max(0.0, then.queue - prefill.own) + hand_over_seconds
     pull, compute, others = prefill.pull + then.pull, prefill.compute + then.compute, prefill.others + then.others
     return Way(prefill.prefill, worker.worker, queue, pull, compute, others, prefill.tokens)
 
 
-def prefill_leg(prompt: Prompt, worker: Worker, rates: Rates, load: Load, utilisation: float, leg_seconds: float) -> Way:
+def prefill_leg(prompt: Prompt, worker: Worker, rates: Rates, load: Load, pool: Pool, leg_seconds: float) -> Way:
     """The first leg alone. ``leg_seconds``: what a leg takes besides what is computed."""
     pull, compute, tokens = prompt.made_ready(worker.worker, rates)
-    return Way(worker.worker, "", load.backlog + leg_seconds, pull, compute, compute * crowding(utilisation), tokens)
+    return Way(worker.worker, "", load.backlog + leg_seconds, pull, compute, compute * crowding(pool.utilisation), tokens)

@@ -209,9 +209,14 @@ class Decoding:
 
     async def _begun(self, call: Call, leg: Leg, route: Route, expected: asyncio.Future[Report]) -> dict[str, str]:
         """The first token is there: the headers, and what is counted once a request."""
-        gateway = self._gateway
-        gateway.fleet.token(leg, time.monotonic())
+        gateway, now = self._gateway, time.monotonic()
+        gateway.fleet.token(leg, now)
         first_token()
+        worker = gateway.watch.replica.workers.get(leg.worker)
+        if route.leg is not None and worker is not None and leg.turn == leg.begun:
+            # One that was followed may have had its end after the first token.
+            computed_at = now if route.leg.ended_at is None else route.leg.ended_at
+            gateway.dispatcher.policy.hand_over_took(route.ask, worker, now - max(leg.begun, computed_at))
         gateway.fleet.health.succeeded(leg.worker, time.monotonic())
         if route.flight is not None:
             gateway.dispatcher.flights.end(route.flight, computed=True)

@@ -45,8 +45,8 @@ class _ComputedElsewhere(Exception):
 class Route:
     """How a request's prompt was prepared. ``ask`` is what it wants, ``prefill`` is the prefill leg's report, ``ways`` are those it had.
 
-    ``flight`` is the request's own decode leg where others may be waiting for it; it ends with the first token. ``followed``: its prefill leg,
-    where that is still under way.
+    ``flight`` is the request's own decode leg where others may be waiting for it; it ends with the first token. ``leg``: its prefill leg, and
+    ``followed`` the same where that is still under way.
     """
 
     through_prefill: bool
@@ -54,6 +54,7 @@ class Route:
     prefill: Report | None = None
     flight: Flight | None = None
     ways: Sequence[Way] = ()
+    leg: Flight | None = None
     followed: Followed | None = None
 
     @property
@@ -168,8 +169,8 @@ class Dispatcher:
             if await self._may_follow(flight.task, ask, ways[0], computing, request_id):
                 followed = Followed(flight, computing)
                 self._metrics.followed.inc()
-                return Route(True, replace(ask, coming=len(ask.keys)), ways=ways, followed=followed)
-            return Route(True, ask, prefill=flight.task.result(), ways=ways)
+                return Route(True, replace(ask, coming=len(ask.keys)), ways=ways, leg=flight, followed=followed)
+            return Route(True, ask, prefill=flight.task.result(), leg=flight, ways=ways)
         except _ComputedElsewhere:
             return Route(False, ask, ways=ways)
         except LegFailed as error:

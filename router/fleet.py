@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from cachebus.messages import Worker
 from cachebus.messages_routers import WorkerLoad
 from cachebus.wire import Role
-from router.costs import Load
+from router.costs import Load, Pool
 from router.health import Health
 
-_UTILISATION_SECONDS = 10.0
-"""Over how long a pool's utilisation is taken."""
+_POOL_SECONDS = 10.0
+"""Over how long a pool's utilisation is taken, and how many come to it."""
 
 _KEPT = 0.98
 """What of all that was learnt of answers still counts after one more."""
@@ -40,13 +40,14 @@ _NOTHING = WorkerLoad(0, 0, 0.0)
 class Leg:
     """A request at a worker. ``seconds``: what it computes there before its first token, as far as that can be told before.
 
-    ``beside``: how many others were generating there when it came; ``turn``: since when no other prompt is before it;
+    ``begun``: when it came; ``beside``: how many others were generating there then; ``turn``: since when no other prompt is before it;
     ``tokens``: how many of its answer came, where that is counted; ``blocks``: what its prompt takes of KV, 0 where it was not counted.
     """
 
     worker: str
     role: Role
     seconds: float
+    begun: float
     beside: int
     turn: float | None = None
     first_token: float | None = None
@@ -70,21 +71,22 @@ class Fleet:
         """Seconds of computing long prompts that ever began, at whatever worker; of all prompts, at decode workers; and legs that ever ended."""
         self.decode_seconds = 0.0
         self.ended: Counter[Role] = Counter()
-        self._work: dict[Role, tuple[float, float]] = {}
+        # Of each pool lately: seconds of computing and legs that began, older ones counting less, and when that was so.
+        self._begun: dict[Role, tuple[float, float, float]] = {}
         self._pace = _Pace()
 
     def begin(self, worker: Worker, seconds: float, now: float, tokens: int = 0, computed: int = 0) -> Leg:
         """A leg goes to a worker; ``tokens``: its prompt's, where they were counted; ``computed``: those of them that are computed there."""
         legs = self._legs.setdefault(worker.worker, [])
-        leg = Leg(worker.worker, worker.role, seconds, sum(other.first_token is not None for other in legs))
+        leg = Leg(worker.worker, worker.role, seconds, now, sum(other.first_token is not None for other in legs))
         leg.blocks = -(-tokens // worker.block_size)
         self.decode_seconds += seconds if worker.role == "decode" else 0.0
         self.prefill_seconds += seconds if worker.role == "prefill" or computed >= self._tokens_min else 0.0
         legs.append(leg)
         self._give_turn(legs, now)
         self.in_flight[worker.worker] += 1
-        work, at = self._work.get(worker.role, (0.0, now))
-        self._work[worker.role] = (work * math.exp((at - now) / _UTILISATION_SECONDS) + seconds, now)
+        computing, came = self._lately(worker.role, now)
+        self._begun[worker.role] = (computing + seconds, came + 1, now)
         return leg
 
     def token(self, leg: Leg, now: float) -> None:
@@ -149,10 +151,17 @@ class Fleet:
         if head is not None and head.turn is None:
             head.turn = now
 
-    def utilisation(self, role: Role, workers: int, now: float) -> float:
-        """What share of its time a pool of so many workers computed lately."""
-        work, at = self._work.get(role, (0.0, now))
-        return work * math.exp((at - now) / _UTILISATION_SECONDS) / (_UTILISATION_SECONDS * max(1, workers))
+    def pool(self, role: Role, loads: Collection[Load], now: float) -> Pool:
+        """The workers of a role that have these loads; what came and was computed lately is this router's own."""
+        computing, came = self._lately(role, now)
+        workers = max(1, len(loads))
+        backlog = sum(load.backlog for load in loads) / workers
+        return Pool(workers, came / _POOL_SECONDS, backlog, computing / (_POOL_SECONDS * workers))
+
+    def _lately(self, role: Role, now: float) -> tuple[float, float]:
+        computing, came, at = self._begun.get(role, (0.0, 0.0, now))
+        kept = math.exp((at - now) / _POOL_SECONDS)
+        return computing * kept, came * kept
 
 
 class _Pace:

@@ -7,6 +7,7 @@ does. When it fails, all wake and decide anew, so the first of them to do so bec
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
@@ -22,16 +23,21 @@ class Flight:
     """One computation. ``task`` is None where the computation is a request's own decode leg, which ends it itself.
 
     ``computed``: it ended well, so whatever of its chunks is not stored by now never will be. ``until``: when it is thought to end.
-    ``claim``: the number under which other routers hear of it.
+    ``claim``: the number under which other routers hear of it. ``ended_at``: monotonic seconds.
     """
 
     def __init__(self, keys: Sequence[bytes], until: float, claim: int) -> None:
         self.keys = frozenset(keys)
         self.until, self.claim = until, claim
         self.task: asyncio.Task[Any] | None = None
-        self.ended = False
+        self.ended_at: float | None = None
         self.computed = False
         self._interested = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has."""
+        return self.ended_at is not None
 
     def join(self) -> None:
         """One more waits for it."""
@@ -75,7 +81,7 @@ class Flights:
         """The computation is over, well or not: everybody looks again. Only the first word on a flight counts."""
         if flight.ended:
             return
-        flight.ended, flight.computed = True, computed
+        flight.ended_at, flight.computed = time.monotonic(), computed
         self.under_way.discard(flight)
         for key in flight.keys:
             if self._by_key.get(key) is flight:

@@ -9,7 +9,7 @@ from typing import Protocol
 from cachebus.messages import Worker
 from cachebus.replica import Replica
 from cachebus.wire import Role
-from router.costs import NEAREST_FIRST, Learnt, Prompt, Way, after_prefill, decode_alone, prefill_leg
+from router.costs import NEAREST_FIRST, Learnt, Load, Pool, Prompt, Way, after_prefill, decode_alone, prefill_leg
 from router.fleet import Fleet, candidates
 from router.follow import begins_in
 from router.settings import RouterSettings
@@ -63,6 +63,9 @@ class Policy(Protocol):
 
     def leg_took(self, way: Way, seconds: float) -> None:
         """A prefill leg to a worker that was idle took so long; ``way``: as it was chosen."""
+
+    def hand_over_took(self, ask: Ask, decode: Worker, seconds: float) -> None:
+        """The first token came from a decode worker, where no prompt was before it, so long after a prefill worker had computed the prompt."""
 
     @property
     def tells_when(self) -> bool:
@@ -127,6 +130,9 @@ class ByRule:
     def leg_took(self, way: Way, seconds: float) -> None:
         pass
 
+    def hand_over_took(self, ask: Ask, decode: Worker, seconds: float) -> None:
+        pass
+
     def follows_in(self, ask: Ask, way: Way, prefill: Worker, chunks: int) -> float | None:
         return None
 
@@ -157,7 +163,7 @@ class ByCost:
     def __init__(self, replica: Replica, fleet: Fleet, learnt: Learnt) -> None:
         self._replica, self._fleet, self._learnt = replica, fleet, learnt
         self._turns = Turns()
-        self._leg_seconds = _LEG_SECONDS_ASSUMED
+        self._leg_seconds = self._hand_over_seconds = _LEG_SECONDS_ASSUMED
         self._last: tuple[Ask, int, Prompt] | None = None
 
     def ways(self, ask: Ask, now: float) -> list[Way]:
@@ -175,19 +181,24 @@ class ByCost:
 
     def worker(self, role: Role, ask: Ask, without: Collection[str], now: float) -> Chosen | None:
         prompt = self._prompt(ask)
-        able = {w.worker: w for w in candidates(self._fleet.health.usable(self._replica.workers.values(), now), role, ask.model, without)}
-        legs = self._prefills(prompt, able.values(), now) if role == "prefill" else self._decodes(prompt, able.values(), now)
+        able = candidates(self._fleet.health.usable(self._replica.workers.values(), now), role, ask.model, without)
+        legs = (self._prefills if role == "prefill" else self._decodes)(prompt, able, *self._pool(role, able, now))
         if not legs:
             return None
         cheapest = min(way.total for way in legs)
         equals = {way.prefill or way.decode: way for way in legs if way.total - cheapest < _ALIKE_SECONDS}
-        taken = self._turns.took(min((able[name] for name in equals), key=self._turns.place))
+        taken = self._turns.took(min((w for w in able if w.worker in equals), key=self._turns.place))
         return Chosen(taken, equals[taken.worker])
 
     def leg_took(self, way: Way, seconds: float) -> None:
         if not way.prefill:
             return
-        self._leg_seconds = _LEG_KEPT * self._leg_seconds + (1 - _LEG_KEPT) * max(0.0, seconds - way.pull - way.compute)
+        self._leg_seconds = _averaged(self._leg_seconds, seconds - way.pull - way.compute)
+
+    def hand_over_took(self, ask: Ask, decode: Worker, seconds: float) -> None:
+        prompt = Prompt(ask.tokens, ask.chunk_tokens, ask.chunk_bytes, ()).as_if_stored(ask.tokens // ask.chunk_tokens)
+        pull, compute, _ = prompt.made_ready(decode.worker, self._learnt.rates(decode))
+        self._hand_over_seconds = _averaged(self._hand_over_seconds, seconds - pull - compute)
 
     def follows_in(self, ask: Ask, way: Way, prefill: Worker, chunks: int) -> float | None:
         decode = self._replica.workers.get(way.decode)
@@ -212,19 +223,30 @@ class ByCost:
     def _ways(self, ask: Ask, prompt: Prompt, now: float) -> list[Way]:
         workers = self._fleet.health.usable(self._replica.workers.values(), now)
         decoding = candidates(workers, "decode", ask.model)
-        found = self._decodes(prompt, decoding, now)
-        prefills = self._prefills(prompt, candidates(workers, "prefill", ask.model), now)
+        loads, pool = self._pool("decode", decoding, now)
+        found = self._decodes(prompt, decoding, loads, pool)
+        prefilling = candidates(workers, "prefill", ask.model)
+        prefills = self._prefills(prompt, prefilling, *self._pool("prefill", prefilling, now))
         if prefills:
             best = min(prefills, key=lambda way: way.total)
-            found += [after_prefill(prompt, best, w, self._learnt.rates(w), self._fleet.load(w.worker, now)) for w in decoding]
+            rates, besides = self._learnt.rates, self._hand_over_seconds
+            found += [after_prefill(prompt, best, w, rates(w), load, pool, besides) for w, load in zip(decoding, loads, strict=True)]
         return sorted(found, key=lambda way: way.total)
 
-    def _decodes(self, prompt: Prompt, able: Collection[Worker], now: float) -> list[Way]:
-        return [decode_alone(prompt, w, self._learnt.rates(w), self._fleet.load(w.worker, now)) for w in able]
+    def _decodes(self, prompt: Prompt, able: Sequence[Worker], loads: Sequence[Load], pool: Pool) -> list[Way]:
+        return [decode_alone(prompt, w, self._learnt.rates(w), load, pool) for w, load in zip(able, loads, strict=True)]
 
-    def _prefills(self, prompt: Prompt, able: Collection[Worker], now: float) -> list[Way]:
-        busy = self._fleet.utilisation("prefill", len(able), now)
-        return [prefill_leg(prompt, w, self._learnt.rates(w), self._fleet.load(w.worker, now), busy, self._leg_seconds) for w in able]
+    def _prefills(self, prompt: Prompt, able: Sequence[Worker], loads: Sequence[Load], pool: Pool) -> list[Way]:
+        return [prefill_leg(prompt, w, self._learnt.rates(w), load, pool, self._leg_seconds) for w, load in zip(able, loads, strict=True)]
+
+    def _pool(self, role: Role, able: Sequence[Worker], now: float) -> tuple[list[Load], Pool]:
+        loads = [self._fleet.load(w.worker, now) for w in able]
+        return loads, self._fleet.pool(role, loads, now)
+
+
+def _averaged(before: float, seconds: float) -> float:
+    """What a leg takes besides what was thought of, now that it took so much."""
+    return _LEG_KEPT * before + (1 - _LEG_KEPT) * max(0.0, seconds)
 
 
 def make_policy(settings: RouterSettings, replica: Replica, fleet: Fleet, learnt: Learnt) -> Policy:

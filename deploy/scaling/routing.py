@@ -32,10 +32,11 @@ class CostRouter:
         """The cheapest way; those that cost the same take the worker with fewer requests. There has to be a decode worker."""
         loads = {worker.worker: self._fleet.load(worker.worker, now) for worker in (*prefill, *decode)}
         rates = self._rates
-        found = [decode_alone(prompt, worker, rates, loads[worker.worker]) for worker in decode]
+        decoding = self._fleet.pool("decode", [loads[worker.worker] for worker in decode], now)
+        found = [decode_alone(prompt, worker, rates, loads[worker.worker], decoding) for worker in decode]
         if prefill:
-            busy = self._fleet.utilisation("prefill", len(prefill), now)
-            legs = [prefill_leg(prompt, worker, rates, loads[worker.worker], busy, _LEG_SECONDS) for worker in prefill]
+            pool = self._fleet.pool("prefill", [loads[worker.worker] for worker in prefill], now)
+            legs = [prefill_leg(prompt, worker, rates, loads[worker.worker], pool, _LEG_SECONDS) for worker in prefill]
             best = min(legs, key=lambda way: (way.total, self._fleet.requests(way.prefill)))
-            found += [after_prefill(prompt, best, worker, rates, loads[worker.worker]) for worker in decode]
+            found += [after_prefill(prompt, best, worker, rates, loads[worker.worker], decoding, _LEG_SECONDS) for worker in decode]
         return min(found, key=lambda way: (way.total, self._fleet.requests(way.decode)))

@@ -297,3 +297,32 @@ def test_a_fault_in_looking_when_to_follow_costs_no_answer(
         assert answer.result()["x-headstart-route"] == "prefill+decode"
     assert ("RuntimeError: no such rate" in caplog.text) == fails
     assert "never retrieved" not in caplog.text
+
+
+def test_what_handing_over_takes_is_told_from_the_prompts_end(
+    make_engine: MakeEngine, router: RouterUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one that was not before other prompts' turn; a request that went straight to decode hands nothing over."""
+    prefill, decode = make_engine("p", "prefill"), make_engine("d", "decode")
+    router.knows(2)
+    told: list[tuple[int, str, float]] = []
+    policy = router.gateway.dispatcher.policy
+    monkeypatch.setattr(policy, "hand_over_took", lambda ask, worker, seconds: told.append((ask.tokens, worker.worker, seconds)))
+    ask(router, "short")
+    assert told == []
+    prefill.hold.clear()
+    with ThreadPoolExecutor(2) as pool:
+        answer = pool.submit(ask, router, LONG)
+        wait_for(lambda: len(prefill.bodies) == 1)
+        threading.Event().wait(0.5)
+        prefill.hold.set()
+        answer.result()
+        (found,) = told
+        assert found[:2] == (len(LONG), "d")
+        assert 0 < found[2] < 0.4, "what the prompt itself took is none of it"
+        decode.hold.clear()
+        answers = [pool.submit(ask, router, prompt) for prompt in ("short", "z" * len(LONG))]
+        wait_for(lambda: len(decode.bodies) == 4)
+        decode.hold.set()
+        assert [one.result()["x-headstart-route"] for one in answers] == ["decode", "prefill+decode"]
+    assert len(told) == 1, "the second one waited for the turn of the short one's prompt"

@@ -3,7 +3,7 @@ import pytest
 
 from cachebus.messages import Worker
 from cachebus.messages_routers import WorkerLoad
-from router.costs import Load
+from router.costs import Load, Pool
 from router.fleet import Fleet, candidates
 
 
@@ -75,10 +75,21 @@ def test_a_pools_utilisation_is_what_it_was_given_lately() -> None:
     fleet, one = Fleet(), worker("a", "prefill")
     for second in range(100):
         fleet.end(fleet.begin(one, 0.5, float(second)), second + 0.5)
-    assert fleet.utilisation("prefill", 1, 100.0) == pytest.approx(0.5, abs=0.05)
-    assert fleet.utilisation("prefill", 2, 100.0) == pytest.approx(0.25, abs=0.03)
-    assert fleet.utilisation("prefill", 1, 160.0) < 0.01
-    assert fleet.utilisation("decode", 1, 100.0) == 0.0
+    idle = Load()
+    assert fleet.pool("prefill", [idle], 100.0).utilisation == pytest.approx(0.5, abs=0.05)
+    assert fleet.pool("prefill", [idle, idle], 100.0).utilisation == pytest.approx(0.25, abs=0.03)
+    assert fleet.pool("prefill", [idle], 160.0).utilisation < 0.01
+    assert fleet.pool("decode", [idle], 100.0) == Pool()
+
+
+def test_a_pool_is_told_how_many_come_and_what_is_before_them() -> None:
+    fleet, one = Fleet(), worker("a")
+    for tenth in range(1000):
+        fleet.end(fleet.begin(one, 0.0, tenth / 10), tenth / 10)
+    pool = fleet.pool("decode", [Load(3.0), Load(1.0)], 100.0)
+    assert pool.arrivals == pytest.approx(10, rel=0.05)
+    assert (pool.workers, pool.backlog, pool.utilisation) == (2, 2.0, 0.0)
+    assert fleet.pool("decode", [], 160.0).arrivals < 0.1
 
 
 def test_what_one_more_costs_a_batch_is_learnt_from_answers() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from cachebus.codec import PROTOCOL_VERSION, EventBatch
 from cachebus.messages import Report, SnapshotReply, Stored, Worker
 from cachebus.messages_hbm import HbmChanged
 from cachebus.replica import Replica
-from router.costs import Learnt
+from router.costs import Learnt, Pool, delayed
 from router.fleet import Fleet
 from router.policies import BUSIER_MAX, Ask, ByCost, ByRule, warmest
 from router.settings import RouterSettings
@@ -241,3 +243,55 @@ def test_a_crowded_pool_leaves_short_prompts_to_decode() -> None:
     for tenth in range(300):
         world.fleet.end(world.fleet.begin(prefill, 0.08, tenth / 10), tenth / 10 + 0.08)
     assert world.by_cost.ways(of, 30.0)[0].prefill == "", "at 80% a second there costs four of those who come later"
+
+
+def come(world: World, name: str, seconds: int, per_second: int) -> None:
+    """Legs that compute nothing come to that worker for so long."""
+    for number in range(seconds * per_second):
+        at = number / per_second
+        world.fleet.end(world.fleet.begin(world.replica.workers[name], 0.0, at), at)
+
+
+def test_a_prompt_is_not_computed_where_all_have_to_pass() -> None:
+    """An idle decode worker would have it computed as soon, but who comes meanwhile would wait for it: all of them, or an eighth."""
+    one = World(worker("p", "prefill"), worker("d"))
+    eight = World(worker("p", "prefill"), *(worker(f"d{number}") for number in range(8)))
+    for world, name in ((one, "d"), (eight, "d0")):
+        world.computes("p", 10_000, dram=1e-11)
+        assert not world.by_cost.ways(ask(10_240), 0.0)[0].prefill, "nobody comes"
+        come(world, name, 40, 1)
+    assert one.by_cost.ways(ask(10_240), 40.0)[0].prefill == "p"
+    assert not eight.by_cost.ways(ask(10_240), 40.0)[0].prefill
+    assert not one.by_cost.ways(ask(10_240), 100.0)[0].prefill, "a minute later it is another matter"
+
+
+def test_what_others_wait_is_that_of_a_queue_with_one_server() -> None:
+    """The mean of what one more customer costs the others, by playing two queues that differ in that customer alone."""
+    chance = random.Random(7)
+    rate, service, extra, backlog = 4.0, 0.1, 0.5, 0.8
+    cost = 0.0
+    for _ in range(2000):
+        at, free, later = 0.0, backlog, backlog + extra
+        while later > max(free, at := at + chance.expovariate(rate)):
+            cost += max(later, at) - max(free, at)
+            took = chance.expovariate(1 / service)
+            free, later = max(free, at) + took, max(later, at) + took
+    found = delayed(extra, Pool(1, rate, backlog, rate * service))
+    assert found == pytest.approx(cost / 2000, rel=0.06)
+    assert delayed(extra, Pool(4, 4 * rate, backlog, rate * service)) < found, "several share it"
+    assert delayed(extra, Pool(1, rate, backlog, 7.0)) < 10 * found, "a load that is more than all of the time is no endless wait"
+
+
+def test_the_hand_over_is_learnt_and_counted() -> None:
+    world = World(worker("p", "prefill"), worker("d"))
+    world.computes("p", 10_000, dram=1e-10)
+    world.generate("d", 1)
+    policy, of = world.by_cost, ask(2048)
+    before = policy.ways(of, 0.0)[0]
+    assert before.prefill == "p"
+    pull = 8 * MIB * 1e-10
+    for _ in range(100):
+        policy.hand_over_took(of, world.replica.workers["d"], 0.3 + pull + 1e-4)
+    after = policy.ways(of, 0.0)
+    assert after[0].prefill == "", "0.2 s on decode, and as long for who generates there, are less than 0.2 s on prefill and 0.3 of handing over"
+    assert next(way for way in after if way.prefill).queue == pytest.approx(before.queue + 0.3 - 0.005, abs=1e-3)
