@@ -19,7 +19,7 @@ from cachebus.claims import Claims
 from cachebus.effects import Answer, Effect
 from cachebus.messages import Reply, Request
 from cachebus.messages_routers import Claim, Claimed, EndClaim, Exchange, Exchanged, TellLoads
-from cachebus.spending import Spending
+from cachebus.spending import ENTRIES_MAX, Spending
 
 ANSWER_MS_MAX = 25
 """What a request waits for another node; its router waits twice that for this one."""
@@ -47,6 +47,7 @@ class Agreement:
         self._peers: Mapping[str, bytes] = {}
         self._asked: dict[int, _Asked] = {}
         self._kept_at: dict[tuple[str, int], str] = {}
+        self._tenants_of: dict[str, str | None] = {}
         self._number = 0
         self._exchange_at_ms = 0.0
         self._unanswered = 0
@@ -59,7 +60,10 @@ class Agreement:
 
     def live(self, peers: Mapping[str, bytes]) -> None:
         """The peers that are heard now and keep claims, and who each is."""
-        self._peers = {peer: node for peer, node in peers.items() if node != self.node}
+        now = {peer: node for peer, node in peers.items() if node != self.node}
+        if now != self._peers:
+            self._peers = now
+            self._tenants_of.clear()
 
     def claim(self, client: bytes, ticket: int, request: Claim, now_ms: float, *, elsewhere: bool) -> list[Effect]:
         """Answers a router of this node, or another node for one of its own. Raises BusError where it can't be a claim."""
@@ -139,9 +143,15 @@ class Agreement:
         return {**self._claims.counts(), "keepers": len(self._peers), "claims_unanswered_total": self._unanswered}
 
     def _exchange(self) -> None:
-        keepers, wants = set(self._kept_at.values()), self._spending.wanted
-        routers = self._claims.own()
+        keepers, wants, routers = set(self._kept_at.values()), self._spending.wanted, self._claims.own()
+        shares = self._spending.own(self._owner_of_tenant) if self._peers else {}
         for peer in self._peers:
             if wants or peer in keepers:
-                spent = self._spending.own(lambda tenant, peer=peer: self.owner(tenant.encode()) == peer)  # type: ignore[misc]
-                self._ask(peer, 0, Exchange(routers, spent, wants))
+                self._ask(peer, 0, Exchange(routers, shares.get(peer, {}), wants))
+
+    def _owner_of_tenant(self, tenant: str) -> str | None:
+        if tenant not in self._tenants_of:
+            if len(self._tenants_of) >= ENTRIES_MAX:
+                self._tenants_of.clear()
+            self._tenants_of[tenant] = self.owner(tenant.encode())
+        return self._tenants_of[tenant]

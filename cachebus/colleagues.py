@@ -10,13 +10,13 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cachebus import zeromq
 from cachebus.codec import decode_reply, encode_request
 from cachebus.errors import ProtocolError
 from cachebus.messages import Reply, Request, Stat, StatReply
-from cachebus.messages_routers import CLAIM_KEYS_MAX, Claim, Claimed, EndClaim, OtherLoads, TellLoads, WorkerLoad
+from cachebus.messages_routers import CLAIM_KEYS_MAX, Claim, Claimed, EndClaim, OtherLoads, Spent, TellLoads, WorkerLoad
 
 log = logging.getLogger("headstart.colleagues")
 
@@ -24,13 +24,23 @@ ANSWER_SECONDS_MAX = 0.05
 TELL_SECONDS = 0.1
 
 
+class Limits(Protocol):
+    """What a router lets its tenants take."""
+
+    def own(self) -> dict[str, Spent] | None:
+        """What they took here, by name; None where no tenants are limited."""
+
+    def others(self, spent: Mapping[str, Mapping[str, Spent]]) -> None:
+        """What they took at other routers."""
+
+
 class Colleagues:
     """The routers of this bus, as one of them sees the others. ``loads`` are all others' together, by worker, at most 0.1 s old."""
 
-    def __init__(self, run_dir: Path, own: Callable[[], Mapping[str, WorkerLoad]]) -> None:
+    def __init__(self, run_dir: Path, own: Callable[[], Mapping[str, WorkerLoad]], limits: Limits | None = None) -> None:
         self.loads: Mapping[str, WorkerLoad] = {}
         self.count = 0
-        self._run_dir, self._own = run_dir, own
+        self._run_dir, self._own, self._limits = run_dir, own, limits
         self._name = secrets.token_hex(8)
         self._number = self._ticket = 0
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
@@ -74,9 +84,11 @@ class Colleagues:
 
     async def _tell(self) -> None:
         while True:
-            reply = await self._ask(TellLoads(self._name, dict(self._own())))
+            reply = await self._ask(TellLoads(self._name, dict(self._own()), self._limits.own() if self._limits else None))
             if isinstance(reply, OtherLoads):
                 self.loads, self.count = reply.loads, reply.routers
+                if self._limits:
+                    self._limits.others(reply.spent)
             else:
                 # What nobody confirms is not held against a worker.
                 self.loads = {}

@@ -65,19 +65,22 @@ class Spending:
 
     def told_by_node(self, spent: BySpender, now_ms: float) -> None:
         """Another node tells what its routers told it."""
-        self._others.take(spent, now_ms)
+        self._others.take(self._of_others(spent), now_ms)
 
     def learn(self, spent: BySpender, now_ms: float) -> None:
         """What another node answered: of its own routers, and of those that others told it of."""
-        self._learnt.take(spent, now_ms)
+        self._learnt.take(self._of_others(spent), now_ms)
 
-    def own(self, is_wanted: Callable[[str], bool]) -> dict[str, dict[str, Spent]]:
-        """What routers of this node told of such tenants."""
-        return _by_spender((place, told) for place, (told, _) in self._own.entries.items() if is_wanted(place[1]))
+    def own(self, owner: Callable[[str], str | None]) -> dict[str | None, dict[str, dict[str, Spent]]]:
+        """What routers of this node told, by the owner of each tenant."""
+        shares: dict[str | None, list[tuple[tuple[str, str], Spent]]] = {}
+        for place, (told, _) in self._own.entries.items():
+            shares.setdefault(owner(place[1]), []).append((place, told))
+        return {peer: _by_spender(share) for peer, share in shares.items()}
 
     def for_node(self, but: Collection[str]) -> dict[str, dict[str, Spent]]:
         """For another node: all that this one was told, but of those routers. What was learnt is not passed on."""
-        return self._known((self._own, self._others), but)
+        return self._known((self._own, self._others), frozenset(but))
 
     def for_router(self, router: str) -> dict[str, dict[str, Spent]]:
         """For a router of this node: all that is known of others."""
@@ -89,6 +92,10 @@ class Spending:
             table.end_silent(now_ms)
         for router in [router for router, at_ms in self._limiting.items() if now_ms - at_ms > SILENCE_MS_MAX]:
             del self._limiting[router]
+
+    def _of_others(self, spent: BySpender) -> BySpender:
+        """Nobody speaks for a router of this node."""
+        return {router: theirs for router, theirs in spent.items() if router not in self._limiting}
 
     def _known(self, tables: Iterable[_Table], but: Collection[str]) -> dict[str, dict[str, Spent]]:
         found: dict[tuple[str, str], Spent] = {}

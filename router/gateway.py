@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from cachebus.client import BusClient
 from cachebus.colleagues import Colleagues
 from cachebus.errors import BusUnavailable, HeadstartError
 from cachebus.messages import Event, Report, Stored, Worker, WorkerDown, WorkerUp
+from cachebus.messages_routers import Spent
 from cachebus.messages_tools import Cleared
 from cachebus.tenants import TenantsFile
 from cachebus.watch import Watch
@@ -62,7 +63,7 @@ class Gateway:
         """Requests under way, those that wait and refused ones included."""
         self._had_prefill: set[str] = set()
         self.watch = Watch(run_dir, self._heard)
-        self.colleagues = Colleagues(run_dir, lambda: self.fleet.told(time.monotonic()))
+        self.colleagues = Colleagues(run_dir, lambda: self.fleet.told(time.monotonic()), _Limits(self))
         self.fleet.others = lambda: self.colleagues.loads
         limits = settings.prefill_tokens_min, settings.worker_requests_max
         around = Surroundings(self._registered, lambda: self.door.waiting, lambda: self.colleagues.count, *limits)
@@ -159,6 +160,21 @@ class Gateway:
                     self._had_prefill.update((event.worker.model, *event.worker.adapters))
                 self.door.look()
             self.dispatcher.flights.wake()
+
+
+class _Limits:
+    """A router's limiter, as other routers tell it and are told by it."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def own(self) -> dict[str, Spent] | None:
+        tenants = self._gateway.tenants
+        limited = tenants is not None and any(t.requests_per_minute or t.tokens_per_minute for t in tenants.now.named.values())
+        return self._gateway.limiter.told(time.monotonic()) if limited else None
+
+    def others(self, spent: Mapping[str, Mapping[str, Spent]]) -> None:
+        self._gateway.limiter.hear(spent, time.monotonic())
 
 
 def _digest_key(run_dir: Path) -> bytes:

@@ -13,8 +13,22 @@ from tests_shared import ANSWER_MS, wait_for
 from cachebus import security
 from cachebus.client import BusClient
 from cachebus.errors import BusUnavailable
-from cachebus.messages import Request, Stat, StatReply
+from cachebus.messages import Snapshot, SnapshotReply, Stat, StatReply
 from cachebus.zeromq_peers import new_pair
+
+
+class Node:
+    """One of them, as those ask it that are given a bus."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def snapshot(self) -> SnapshotReply:
+        client = BusClient(self.run_dir, "test")
+        reply = client.call(Snapshot(), ANSWER_MS)
+        client.close()
+        assert isinstance(reply, SnapshotReply)
+        return reply
 
 
 class BusProcesses:
@@ -48,12 +62,6 @@ class BusProcesses:
             return {}
         finally:
             client.close()
-
-    def ask(self, number: int, request: Request) -> object:
-        client = BusClient(self.run_dirs[number], "test")
-        reply = client.call(request, ANSWER_MS)
-        client.close()
-        return reply
 
     def signal(self, number: int, what: signal.Signals) -> None:
         self.processes[number].send_signal(what)

@@ -7,11 +7,12 @@ import socket
 import threading
 from collections.abc import Callable
 from http.client import HTTPConnection, HTTPResponse
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import uvicorn
 from engine_double import EngineDouble
-from tests_shared import Bus, wait_for
+from tests_shared import wait_for
 
 from router.app import make_app
 from router.connections import protocol
@@ -22,11 +23,17 @@ from router.settings import RouterSettings
 MakeEngine = Callable[..., EngineDouble]
 
 
+class HasRunDir(Protocol):
+    """A bus of the tests, in a thread or a process."""
+
+    run_dir: Path
+
+
 class RouterUnderTest:
     """A router on a port of its own."""
 
     def __init__(
-        self, bus: Bus, tenants_file: str = "", tracing: Tracing | None = None, scaling: ScalingSettings | None = None, **settings: Any
+        self, bus: HasRunDir, tenants_file: str = "", tracing: Tracing | None = None, scaling: ScalingSettings | None = None, **settings: Any
     ) -> None:
         # By rule: what costs least depends on what the machine is doing.
         rules = {"policy": "prefix_affinity", "prefill_tokens_min": 512}
@@ -77,7 +84,7 @@ class RouterUnderTest:
 
     def app_level(self, tenant: str) -> float:
         """How many tokens the tenant has left in this minute."""
-        level: float = self.gateway.limiter._buckets[tenant][1].level
+        level: float = self.gateway.limiter._accounts[tenant].tokens.level
         return level
 
     def knows(self, count: int) -> None:

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from tests_shared import ANSWER_MS, Bus, wait_for
 
-from cachebus.messages import Stat, StatReply
+from cachebus.messages import SnapshotReply, Stat, StatReply
 from deploy.sim.expected import expected_tokens
 from deploy.sim.profile import Profile
 
@@ -22,10 +22,18 @@ PROFILE = Profile(blocks=300, max_model_len=4096, max_num_batched_tokens=1024, m
 SPEED = 40.0
 
 
+class AnyBus(Protocol):
+    """A bus of the tests, in a thread or a process."""
+
+    run_dir: Path
+
+    def snapshot(self) -> SnapshotReply: ...
+
+
 class SimCluster:
     """The simulated workers of one bus."""
 
-    def __init__(self, bus: Bus, folder: Path, profile: Profile = PROFILE) -> None:
+    def __init__(self, bus: AnyBus, folder: Path, profile: Profile = PROFILE) -> None:
         self._bus = bus
         self.profile = folder / "profile.json"
         self.profile.write_bytes(msgspec.json.encode(profile))
