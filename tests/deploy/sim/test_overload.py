@@ -1,4 +1,7 @@
-"""Five times as many requests as the workers can answer: what they can answer is answered in time, the rest is refused at once."""
+"""Five times as many requests as the workers can answer: what they can answer is answered in time, the rest is refused at once.
+
+The router is a process of its own, as it is for users: beside the clients in one process it would answer when those let it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,13 @@ import time
 from dataclasses import dataclass, field
 
 import aiohttp
-from router_under_test import RouterUnderTest
 from sim_cluster import PROFILE, SimCluster
 from tests_shared import Bus
+
+from cachebus.ports import free_port
+from deploy.bench.quiet import quietest
+from deploy.bench.sim_cluster import await_true, headstart, process
+from deploy.launcher import answers
 
 WORKERS, TOKENS = 2, 16
 AT_ONCE = WORKERS * PROFILE.max_num_seqs
@@ -18,6 +25,7 @@ DEADLINE = 3.0
 WARM_SECONDS, SECONDS = 2.0, 6.0
 SPEED = 0.2
 """Slow workers, so that five times their rate is no load for the machine: an answer takes a good second."""
+GOODPUT_SHARE_MIN, REFUSAL_SECONDS_MAX = 0.95, 0.05
 
 
 @dataclass
@@ -81,22 +89,26 @@ async def so_many_a_second(url: str, chance: random.Random, rate: float) -> Seen
 def test_five_times_the_peak_costs_little_of_it(bus: Bus, sims: SimCluster) -> None:
     sims.launch("d", "decode", WORKERS, speed=SPEED)
     sims.ready(WORKERS)
-    router = RouterUnderTest(bus, policy="least_loaded", worker_requests_max=PROFILE.max_num_seqs, queue_max=1000)
-    url, chance = f"http://127.0.0.1:{router.port}", random.Random(5)
-    try:
-        router.knows(WORKERS)
+    port, chance = free_port("127.0.0.1"), random.Random(5)
+    settings = [f"cache.run_dir={bus.run_dir}", f"router.port={port}", "router.policy=least_loaded", "router.queue_max=1000"]
+    settings += [f"router.worker_requests_max={PROFILE.max_num_seqs}"]
+    url = f"http://127.0.0.1:{port}"
+
+    def measure(_: int) -> tuple[Seen, Seen]:
         peak = asyncio.run(as_many_as_run(url, chance))
-        flooded = asyncio.run(so_many_a_second(url, chance, 5 * peak.goodput))
-    finally:
-        router.stop()
+        return peak, asyncio.run(so_many_a_second(url, chance, 5 * peak.goodput))
+
+    with process([*headstart("router"), *(part for one in settings for part in ("--set", one))], None, "router"):
+        await_true("the router", lambda: answers(f"{url}/ready"))
+        (peak, flooded), disturbed = quietest(measure)
     refused = sorted(flooded.refused)
     share, waited = flooded.goodput / peak.goodput, refused[int(0.99 * len(refused))]
     middle = refused[len(refused) // 2]
-    print(f"peak {peak.goodput:.1f}/s; at five times that {flooded.goodput:.1f}/s in time ({share:.1%}), {flooded.late} late")
+    print(f"peak {peak.goodput:.1f}/s; at five times that {flooded.goodput:.1f}/s in time ({share:.1%}), {flooded.late} late; disturbed: {disturbed}")
     print(f"{len(refused)} refused, p50 {middle * 1e3:.1f} ms, p99 {waited * 1e3:.1f} ms")
     assert not peak.other
     assert not flooded.other
-    assert share > 0.85
     assert flooded.late < 0.05 * len(flooded.good)
-    assert middle < 0.05
-    assert refused[int(0.95 * len(refused))] < 0.5
+    # A router that waits for a core itself can't refuse at once, and workers that do can't answer as many.
+    assert share > (0.85 if disturbed else GOODPUT_SHARE_MIN)
+    assert waited < (0.5 if disturbed else REFUSAL_SECONDS_MAX)
