@@ -1,17 +1,17 @@
 """What values in the shared tier are called.
 
-``headstart:1:<digest key's id>:{<chunk key>}`` is a chunk's header, the same with ``:0``, ``:1``, ... its parts of at most 4 MiB: one hash tag, so a
-cluster keeps them together. ``headstart:1:<digest key's id>:share:<tenant>:{<tag>}`` is what a tenant has at the node that keeps the tag.
+``headstart:1:<digest key's id>:{<chunk key>}`` is a chunk's header, the same with ``:0``, ``:1``, ... its parts of a little less than 4 MiB: one hash
+tag, so a cluster keeps them together. ``headstart:1:<digest key's id>:share:<tenant>:{<tag>}`` is what a tenant has at the node that keeps the tag.
 """
 
 from __future__ import annotations
 
 import re
 
-PART_BYTES = 4 << 20
-"""Larger values are slow on every client and server."""
+PART_BYTES = (4 << 20) - 64
+"""Larger values are slow on every client and server, and one of 4 MiB with what the server keeps beside it is allocated 5."""
 
-PARTS_MAX = 32
+PARTS_MAX = 33
 """Parts that are forgotten with a header, there or not: no chunk is larger than 128 MiB."""
 
 

@@ -76,7 +76,7 @@ def test_a_member_says_which_chunk_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "parts"), [(1, [16]), (PART_BYTES - 10, [4 << 20]), (PART_BYTES, [5 << 20]), (2 * PART_BYTES + 1, [5 << 20, 5 << 20, 16])]
+    ("length", "parts"), [(1, [16]), (PART_BYTES - (1 << 20), [3 << 20]), (PART_BYTES, [4 << 20]), (2 * PART_BYTES + 1, [4 << 20, 4 << 20, 16])]
 )
 def test_a_part_takes_what_its_allocator_gives_it(length: int, parts: list[int]) -> None:
     """A header takes 320 bytes, each value 224 more."""

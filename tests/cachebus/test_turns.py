@@ -16,11 +16,10 @@ from cachebus.chunk import ChunkHeader, Taken, key_id
 from cachebus.effects import Outcome, Probe, Read, Wipe, Write
 from cachebus.lanes import Memory
 from cachebus.redis import Remote, RemoteSettings
-from cachebus.redis_names import PART_BYTES
 from cachebus.remote_lane import RemoteLane
 from cachebus.turns import Turns
 
-LENGTH = 2 * PART_BYTES
+LENGTH = 8 << 20
 
 
 class Slow(Remote):
