@@ -118,6 +118,10 @@ class Agreement:
             return [*self._claims.end(EndClaim(request.router, request.number)), Answer(asked.client, asked.ticket, reply)]
         return [Answer(asked.client, asked.ticket, Claimed(True))]
 
+    def due_ms(self, now_ms: float) -> float:
+        """In how long somebody has waited for another node for long enough."""
+        return max(0.0, min((asked.until_ms for asked in self._asked.values()), default=math.inf) - now_ms)
+
     def tick(self, now_ms: float) -> list[Effect]:
         """Grants what nobody has answered in time, and tells other nodes what they should know."""
         late = [number for number, asked in self._asked.items() if now_ms >= asked.until_ms or asked.peer not in self._peers]

@@ -8,6 +8,7 @@ stop:  unbind; remove the region if nobody maps it any more
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -184,7 +185,7 @@ class Daemon:
         """Serves until ``stop``."""
         reap_at = beat_at = upkeep_at = 0.0
         while not self._ending.is_set():
-            received = self._server.receive(TICK_MS)
+            received = self._server.receive(math.ceil(min(TICK_MS, self._keepers.agreement.due_ms(_now_ms()))))
             while received is not None:
                 self._handle(received)
                 received = self._server.receive(0)

@@ -89,6 +89,8 @@ class BusMetrics(Collector):
         yield hbm
         text = "Times that KV events of an engine were lost, so that its worker counted as cold"
         yield CounterMetricFamily("headstart_hbm_gaps", text, value=values.get("hbm_gaps_total", 0))
+        text = "Claims of routers that another node, whose they were, did not answer in time"
+        yield CounterMetricFamily("headstart_bus_claims_unanswered", text, value=values.get("claims_unanswered_total", 0))
         messages = CounterMetricFamily("headstart_bus_messages", "Messages by kind; malformed ones were dropped", labels=["kind"])
         for name, value in values.items():
             if name.startswith(_MESSAGES):

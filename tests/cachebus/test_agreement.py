@@ -15,6 +15,7 @@ from cachebus.effects import Answer, Effect
 from cachebus.errors import BusError
 from cachebus.messages import Denied, Done, Reply, Request
 from cachebus.messages_routers import Claim, Claimed, EndClaim, Exchange, TellLoads
+from cachebus.metrics import BusMetrics
 
 
 def keys(*numbers: int) -> list[bytes]:
@@ -168,13 +169,27 @@ def test_who_does_not_answer_in_time_is_gone_on_without() -> None:
     network = Network(2)
     run = kept_by(network, 1, 0)
     network.deaf = {1}
+    assert network.agreements[0].due_ms(network.now) == math.inf
     assert network.claim(0, "a", 1, run) is None
     network.passes(ANSWER_MS_MAX - 1)
     assert network.answered(0, 1) is None
+    assert network.agreements[0].due_ms(network.now) == 1
     network.passes(1)
+    assert network.agreements[0].due_ms(network.now) == math.inf
     assert network.answered(0, 1) == Claimed(True)
     assert network.agreements[0].heard("1", 1, Claimed(False, 1, 1.0), network.now) == [], "it is said already"
     assert network.agreements[0].counts() == {"routers": 1, "claims": 1, "keepers": 1, "claims_unanswered_total": 1}
+
+
+def test_who_did_not_answer_shows_in_the_metrics() -> None:
+    metrics = BusMetrics()
+    network = Network(2)
+    network.deaf = {1}
+    network.claim(0, "a", 1, kept_by(network, 1, 0))
+    network.passes(ANSWER_MS_MAX)
+    metrics.values = dict(network.agreements[0].counts())
+    samples = {sample.name: sample.value for family in metrics.collect() for sample in family.samples}
+    assert samples["headstart_bus_claims_unanswered_total"] == 1
 
 
 def test_who_is_found_dead_meanwhile_is_not_waited_for() -> None:
