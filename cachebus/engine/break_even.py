@@ -57,6 +57,17 @@ def attended(first: int, last: int) -> float:
     return (last * last - first * first) / 2
 
 
+def of_prompts(parts: Sequence[tuple[int, int]]) -> tuple[int, float]:
+    """The tokens of a step that computes any of a prompt, and how many those attend to; nothing of one that only generates.
+
+    ``parts``: of each request, tokens before and in the step. A step that generates takes about as long for one request as for many, so by it an
+    engine with little to do would think itself slow at prompts, and routers would leave it with little to do.
+    """
+    if all(tokens <= 1 for _, tokens in parts):
+        return 0, 0.0
+    return sum(tokens for _, tokens in parts), sum(attended(before, before + tokens) for before, tokens in parts)
+
+
 class _Steps:
     """Steps of one length of context: their mean, in which later ones count more. ``counts``: how much it counts beside other lengths."""
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from cachebus.engine.break_even import BreakEven, Piece, PullTook, StepTook, attended
+from cachebus.engine.break_even import BreakEven, Piece, PullTook, StepTook, of_prompts
 from cachebus.engine.holds import Holds
 from cachebus.engine.passing import Passing
 from cachebus.engine.transfer import SAVING_STEPS_MAX, Coming, Follow, Load, LoadPiece, Save, StepPlan
@@ -190,8 +190,9 @@ class SchedulerHalf:
         loads, self._loads = self._loads, []
         written.update(block for load in loads for piece in load.pieces for block in piece.blocks)
         fence, tail_fence = _last_touched(self._saving, written), _last_touched(self._saving_tails, written)
-        tokens, attention = sum(part.scheduled for part in parts), sum(attended(part.computed, part.computed + part.scheduled) for part in parts)
-        return StepPlan(loads, saves, self._remember(saves), fence, tail_fence, not parts, tokens, attention)
+        return StepPlan(
+            loads, saves, self._remember(saves), fence, tail_fence, not parts, *of_prompts([(part.computed, part.scheduled) for part in parts])
+        )
 
     def finished(self, request_id: str, *, whole: bool = False) -> bool:
         """The request ended, however it did; ``whole``: it was not aborted. A load that has begun goes on and ends its lease itself.

@@ -105,8 +105,9 @@ class StepPlan:
 
     ``number``: of the steps that save, which one this is; 0 where it saves nothing. ``fence``: the step writes blocks of chunks that the
     step of that number saves, so the saves up to it must have ended first; 0 where it writes none. ``tail_fence``: the same for blocks of
-    prompts' tails, which are saved first, since a prompt's next token goes into its last block. ``idle``: the step computes nothing; otherwise
-    ``tokens``, which attend to ``attended`` tokens in all. ``let_go``: requests that have ended and whose blocks nobody needs any more.
+    prompts' tails, which are saved first, since a prompt's next token goes into its last block. ``idle``: the step computes nothing;
+    ``tokens``, which attend to ``attended`` tokens in all: 0 where it computes nothing of a prompt. ``let_go``: requests that have ended and whose
+    blocks nobody needs any more.
     """
 
     loads: list[Load] = field(default_factory=list)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from cachebus.engine.break_even import FORGOTTEN_AFTER_SECONDS, BreakEven, Piece, PullTook, StepTook, attended
+from cachebus.engine.break_even import FORGOTTEN_AFTER_SECONDS, BreakEven, Piece, PullTook, StepTook, attended, of_prompts
 from cachebus.wire import Tier
 
 A, B = 2e-5, 1e-9
@@ -51,6 +51,25 @@ def test_steps_that_are_all_alike_still_give_a_rate() -> None:
         even.add(step(0, 2048), 0)
     assert seconds_of(even, 0, 2048) == pytest.approx(step(0, 2048).seconds, rel=0.01)
     assert seconds_of(even, 0, 4096) > 0
+
+
+def prompt_of_twenty(generating: int, *, prompts_alone: bool) -> float:
+    """What an engine thinks that 20 tokens take, after steps of 40 ms in which that many answers of 20 tokens went on."""
+    chance, even = random.Random(1), BreakEven()
+    for _ in range(2000):
+        fresh = [(0, 20)] if chance.random() < generating / 20 else []
+        parts = [*fresh, *[(30, 1)] * (generating - len(fresh))]
+        seconds = 0.04 + A * 20 * len(fresh)
+        whole = sum(tokens for _, tokens in parts), sum(attended(before, before + tokens) for before, tokens in parts)
+        even.add(StepTook(*(of_prompts(parts) if prompts_alone else whole), seconds), 0)
+    return seconds_of(even, 0, 20)
+
+
+def test_an_engine_that_generates_for_few_does_not_think_itself_slow_at_prompts() -> None:
+    few, many = (prompt_of_twenty(generating, prompts_alone=True) for generating in (2, 16))
+    assert few < 2 * many
+    few, many = (prompt_of_twenty(generating, prompts_alone=False) for generating in (2, 16))
+    assert few > 3 * many, "with steps that only generate it would"
 
 
 def test_a_machine_that_becomes_slower_is_noticed() -> None:

@@ -335,6 +335,8 @@ def test_a_step_says_what_it_computes() -> None:
     engine.plan(range(8), 0, CHUNK)
     plan = engine.plan([], CHUNK, CHUNK)
     assert (plan.tokens, plan.attended) == (CHUNK, attended(CHUNK, 2 * CHUNK))
+    generating = engine.plan([], 2 * CHUNK, 1)
+    assert (generating.tokens, generating.attended, generating.idle) == (0, 0.0, False), "it tells nothing of prompts"
 
 
 def test_what_must_not_be_stored_is_pulled_and_never_saved() -> None:
