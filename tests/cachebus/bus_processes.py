@@ -45,7 +45,11 @@ class BusProcesses:
         for number, run_dir in enumerate(self.run_dirs):
             run_dir.mkdir()
             self.processes.append(self._started(number))
-        self.in_touch(*range(count))
+        try:
+            self.in_touch(*range(count))
+        except BaseException:
+            self.stop()
+            raise
 
     def in_touch(self, *numbers: int) -> None:
         """Returns once these nodes hear each other, and nobody else."""
