@@ -37,6 +37,9 @@ SILENCE_SECONDS = 2.5
 """A live node is heard each second."""
 
 ASK_SECONDS = 1.0
+RENEW_SECONDS = 5.0
+"""After so much silence a node is connected to again: ZeroMQ never tries again where a key was refused, and it may have been allowed since."""
+
 LOOK_SECONDS = 2.0
 """How often nodes are looked for where one name stands for all."""
 
@@ -74,10 +77,13 @@ class Follower(threading.Thread):
 
     def run(self) -> None:
         link = PeerLink(self.address, events=True)
-        ping_at = 0.0
+        linked_at, ping_at = time.monotonic(), 0.0
         while not self._ending.is_set():
             replies, batches = link.receive(_LOOK_MS)
             now = time.monotonic()
+            if now - max(linked_at, self._heard_at) > RENEW_SECONDS:
+                link.close()
+                link, linked_at = PeerLink(self.address, events=True), now
             try:
                 in_step = self._take(replies, batches, now)
             except ProtocolError as error:
@@ -256,11 +262,15 @@ class PeerLane(Lane):
         self._wake()
 
     def _do_one(self, job: Job) -> Outcome:
+        if not isinstance(job, Probe):
+            return Outcome(False)
         try:
-            if isinstance(job, Probe):
-                return self._borrow(job)
+            return self._borrow(job)
         except BusError as error:
             log.debug("peer: %s", error)
+            # What does not answer may have been refused, and would never come back by itself: see RENEW_SECONDS.
+            if isinstance(error, BusUnavailable) and (own := self._own.by_peer.pop(job.peer, None)):
+                own.close()
         return Outcome(False)
 
     def _finish(self, job: Job, jobs: Jobs) -> Iterator[tuple[Job, Outcome]]:
@@ -308,7 +318,7 @@ class PeerLane(Lane):
         own = self._connections(job.peer)
         own.ticket += 1
         if not own.link.send(encode_request(own.ticket, Lend(job.layout, job.keys, self._timeout_ms // 2)), self._timeout_ms):
-            return Outcome(False)
+            raise BusUnavailable("there is no connection to the node")
         lent = self._answer(own)
         loans = [Loan(job.peer, lent.lease, lent.token, chunk.offset) for chunk in lent.chunks]
         headers: list[ChunkHeader | None] = [

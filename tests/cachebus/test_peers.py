@@ -20,6 +20,7 @@ from cachebus.errors import BusError, BusUnavailable
 from cachebus.messages import Denied, Request, Snapshot, SnapshotReply, Stat, StatReply
 from cachebus.messages_peers import Lend, Lent
 from cachebus.messages_tools import Clear
+from cachebus.peers import RENEW_SECONDS
 from cachebus.security import Keyring
 from cachebus.settings import CacheSettings, SecuritySettings
 from cachebus.zeromq_peers import WINDOW, BytesReader, Pair, PeerAddress, PeerLink, Wanted, new_pair
@@ -114,6 +115,26 @@ def test_who_is_not_allowed_is_not_answered(pair: Nodes, who: str) -> None:
         security.revoke(pair.keys, "1")
         wait_for(lambda: not isinstance(ask(address, Snapshot(), 500), SnapshotReply), 10)
     assert ask(address, Snapshot()) is None
+
+
+def test_who_is_allowed_later_is_in_touch_without_a_restart(pair: Nodes) -> None:
+    """ZeroMQ gives up a connection that was refused for its key."""
+    pair.in_touch()
+    known = pair.keys / "0" / "allowed" / "node" / "1.public"
+    public = known.read_bytes()
+    known.unlink()
+    wait_for(lambda: ask(address_of(pair, 0, pair.keys / "1"), Snapshot(), 300) is None, 10)
+    pair.buses[1].stop()
+    pair.buses[1].start()
+    time.sleep(1)
+    assert pair.buses[1].daemon.statistics()["peers"] == 0
+    known.write_bytes(public)
+    known.chmod(0o600)
+    wait_for(lambda: pair.buses[1].daemon.statistics()["peers"] == 1, RENEW_SECONDS + 8)
+    put(pair.buses[0], 1)
+    wait_for(lambda: key(1) in pair.buses[1].snapshot().keys["peer"])
+    # The lane's threads were refused, too, each of which finds that out by itself.
+    wait_for(lambda: get(pair.buses[1], 1) == [(content(1), "peer")], 20)
 
 
 def test_a_stranger_would_be_answered_if_only_curve_stood_in_the_way(pair: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
