@@ -160,8 +160,8 @@ class ByCost:
 
     tells_when = True
 
-    def __init__(self, replica: Replica, fleet: Fleet, learnt: Learnt) -> None:
-        self._replica, self._fleet, self._learnt = replica, fleet, learnt
+    def __init__(self, settings: RouterSettings, replica: Replica, fleet: Fleet, learnt: Learnt) -> None:
+        self._settings, self._replica, self._fleet, self._learnt = settings, replica, fleet, learnt
         self._turns = Turns()
         self._leg_seconds = self._hand_over_seconds = _LEG_SECONDS_ASSUMED
         self._last: tuple[Ask, int, Prompt] | None = None
@@ -181,7 +181,7 @@ class ByCost:
 
     def worker(self, role: Role, ask: Ask, without: Collection[str], now: float) -> Chosen | None:
         prompt = self._prompt(ask)
-        able = candidates(self._fleet.health.usable(self._replica.workers.values(), now), role, ask.model, without)
+        able = self._with_room(role, candidates(self._fleet.health.usable(self._replica.workers.values(), now), role, ask.model, without))
         legs = (self._prefills if role == "prefill" else self._decodes)(prompt, able, *self._pool(role, able, now))
         if not legs:
             return None
@@ -222,7 +222,7 @@ class ByCost:
 
     def _ways(self, ask: Ask, prompt: Prompt, now: float) -> list[Way]:
         workers = self._fleet.health.usable(self._replica.workers.values(), now)
-        decoding = candidates(workers, "decode", ask.model)
+        decoding = self._with_room("decode", candidates(workers, "decode", ask.model))
         loads, pool = self._pool("decode", decoding, now)
         found = self._decodes(prompt, decoding, loads, pool)
         prefilling = candidates(workers, "prefill", ask.model)
@@ -232,6 +232,12 @@ class ByCost:
             rates, besides = self._learnt.rates, self._hand_over_seconds
             found += [after_prefill(prompt, best, w, rates(w), load, pool, besides) for w, load in zip(decoding, loads, strict=True)]
         return sorted(found, key=lambda way: way.total)
+
+    def _with_room(self, role: Role, able: list[Worker]) -> list[Worker]:
+        """Those whose engine would run one more now, where there are any: at another it waits until an answer there ends, which no rate tells of."""
+        if role == "prefill":
+            return able
+        return [w for w in able if self._fleet.requests(w.worker) < self._settings.worker_requests_max] or able
 
     def _decodes(self, prompt: Prompt, able: Sequence[Worker], loads: Sequence[Load], pool: Pool) -> list[Way]:
         return [decode_alone(prompt, w, self._learnt.rates(w), load, pool) for w, load in zip(able, loads, strict=True)]
@@ -251,4 +257,4 @@ def _averaged(before: float, seconds: float) -> float:
 
 def make_policy(settings: RouterSettings, replica: Replica, fleet: Fleet, learnt: Learnt) -> Policy:
     """The policy that the settings name."""
-    return ByCost(replica, fleet, learnt) if settings.policy == "cost" else ByRule(settings, replica, fleet)
+    return ByCost(settings, replica, fleet, learnt) if settings.policy == "cost" else ByRule(settings, replica, fleet)

@@ -61,7 +61,7 @@ class World:
 
     @property
     def by_cost(self) -> ByCost:
-        return ByCost(self.replica, self.fleet, self.learnt)
+        return ByCost(RouterSettings(worker_requests_max=8), self.replica, self.fleet, self.learnt)
 
 
 def taken(policy: ByRule | ByCost, times: int, of: Ask, role: str = "decode", without: tuple[str, ...] = ()) -> list[str]:
@@ -194,6 +194,21 @@ def test_a_faster_worker_takes_it_though_it_has_more_before_it() -> None:
     world.fleet.begin(world.replica.workers["q"], 5.0, 0.0)
     assert taken(world.by_cost, 1, ask(8000), "prefill") == ["q"]
     assert taken(world.by_cost, 1, ask(4000), "prefill") == ["p"]
+
+
+def test_nobody_waits_for_a_place_where_another_worker_has_one() -> None:
+    """By the rates alone one that is ten times as fast takes all."""
+    world = World(worker("d"), worker("e"))
+    world.computes("d", 1000)
+    world.computes("e", 10_000)
+    world.generate("e", 7)
+    assert taken(world.by_cost, 1, ask(1024)) == ["e"]
+    assert [way.decode for way in world.by_cost.ways(ask(1024), 0.0)] == ["e", "d"]
+    world.generate("e", 1)
+    assert taken(world.by_cost, 1, ask(1024)) == ["d"]
+    assert [way.decode for way in world.by_cost.ways(ask(1024), 0.0)] == ["d"]
+    world.generate("d", 8)
+    assert taken(world.by_cost, 1, ask(1024)) == ["e"], "where all are full the cheapest"
 
 
 def test_who_comes_later_waits_for_a_flight_where_that_is_sooner() -> None:

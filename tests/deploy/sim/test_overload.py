@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 import aiohttp
+import pytest
 from sim_cluster import PROFILE, SimCluster
 from tests_shared import Bus
 
@@ -86,11 +87,12 @@ async def so_many_a_second(url: str, chance: random.Random, rate: float) -> Seen
     return seen
 
 
-def test_five_times_the_peak_costs_little_of_it(bus: Bus, sims: SimCluster) -> None:
+@pytest.mark.parametrize("policy", ["cost", "least_loaded"])
+def test_five_times_the_peak_costs_little_of_it(bus: Bus, sims: SimCluster, policy: str) -> None:
     sims.launch("d", "decode", WORKERS, speed=SPEED)
     sims.ready(WORKERS)
     port, chance = free_port("127.0.0.1"), random.Random(5)
-    settings = [f"cache.run_dir={bus.run_dir}", f"router.port={port}", "router.policy=least_loaded", "router.queue_max=1000"]
+    settings = [f"cache.run_dir={bus.run_dir}", f"router.port={port}", f"router.policy={policy}", "router.queue_max=1000"]
     settings += [f"router.worker_requests_max={PROFILE.max_num_seqs}"]
     url = f"http://127.0.0.1:{port}"
 
