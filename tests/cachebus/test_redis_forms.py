@@ -52,11 +52,6 @@ def works(tier: Remote) -> None:
 
 
 @pytest.fixture
-def certificates(tmp_path: Path) -> Certificates:
-    return Certificates(tmp_path / "certificates")
-
-
-@pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     made = RedisServer(tmp_path)
     yield made
@@ -153,20 +148,6 @@ def test_a_url_that_says_nothing_is_refused_at_once(url: str, said: str) -> None
     assert "secret" not in str(found.value)
 
 
-@pytest.fixture(params=["plain", "tls"])
-def cluster(request: pytest.FixtureRequest, tmp_path: Path, certificates: Certificates) -> Iterator[RedisCluster]:
-    made = RedisCluster(tmp_path, certificates if request.param == "tls" else None)
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def plain_cluster(tmp_path: Path) -> Iterator[RedisCluster]:
-    made = RedisCluster(tmp_path)
-    yield made
-    made.stop()
-
-
 def test_a_cluster_keeps_chunks_on_all_of_its_nodes(cluster: RedisCluster) -> None:
     tier = remote(cluster.url)
     works(tier)
@@ -248,13 +229,6 @@ def test_a_slot_that_moves_is_a_miss_that_heals(plain_cluster: RedisCluster) -> 
     assert not served(tier, header, payload)
     assert not tier.put(header, payload)
     assert tier.counts == {**tier.counts, "timeouts": 0, "refused": 0}
-
-
-@pytest.fixture
-def watched(tmp_path: Path) -> Iterator[Watched]:
-    made = Watched(tmp_path, "open sesame")
-    yield made
-    made.stop()
 
 
 @pytest.fixture

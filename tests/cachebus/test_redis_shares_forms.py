@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from redis_forms import Certificates, RedisCluster, TlsServer, Watched
 from test_redis import chunk
 from test_redis_forms import served
@@ -20,32 +18,6 @@ from cachebus.redis_shares import ShareSettings
 
 SHARED = b"tenant-a"
 SHARED_ROOM = 8 * taken_bytes(100_000)
-
-
-@pytest.fixture
-def certificates(tmp_path: Path) -> Certificates:
-    return Certificates(tmp_path / "certificates")
-
-
-@pytest.fixture(params=["plain", "tls"])
-def cluster(request: pytest.FixtureRequest, tmp_path: Path, certificates: Certificates) -> Iterator[RedisCluster]:
-    made = RedisCluster(tmp_path, certificates if request.param == "tls" else None)
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def plain_cluster(tmp_path: Path) -> Iterator[RedisCluster]:
-    made = RedisCluster(tmp_path)
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def watched(tmp_path: Path) -> Iterator[Watched]:
-    made = Watched(tmp_path, "open sesame")
-    yield made
-    made.stop()
 
 
 def shared(url: str, capacity: int = 4 * SHARED_ROOM) -> Remote:
