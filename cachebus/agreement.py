@@ -18,7 +18,7 @@ from blake3 import blake3
 from cachebus.claims import Claims
 from cachebus.effects import Answer, Effect
 from cachebus.messages import Reply, Request
-from cachebus.messages_routers import Claim, Claimed, EndClaim, Exchange, Exchanged, TellLoads
+from cachebus.messages_routers import Claim, Claimed, EndClaim, Exchange, Exchanged, OtherLoads, TellLoads
 from cachebus.spending import ENTRIES_MAX, Spending
 
 ANSWER_MS_MAX = 25
@@ -94,7 +94,7 @@ class Agreement:
         others = self._claims.tell(request, now_ms)
         if request.spent is not None:
             self._spending.tell(request.router, request.spent, now_ms)
-            others = type(others)(others.routers, others.loads, self._spending.for_router(request.router))
+            others = OtherLoads(others.routers, others.loads, self._spending.for_router(request.router))
         return [Answer(client, ticket, others)]
 
     def exchange(self, client: bytes, ticket: int, request: Exchange, now_ms: float) -> list[Effect]:

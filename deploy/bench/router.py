@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -136,11 +137,7 @@ def _row(cost: Cost, model: str) -> report.Row:
 
 def _measure(gateway: Gateway, sizes: Sequence[int], profile: Profile, options: argparse.Namespace) -> list[Cost]:
     found = []
-    others = os.sched_getaffinity(0) - {_GATEWAY_CORE}
-    before = os.sched_getaffinity(0)
-    # Workers and clients inherit this; only the gateway is put on the other core.
-    os.sched_setaffinity(0, others)
-    try:
+    with _without_cores([_GATEWAY_CORE]):
         plan = SimPlan(options.prefill, options.decode, options.speed, options.profile, options.region_gb)
         with sim_cluster(plan, options.logs) as cluster, running(gateway, cluster, options.logs, [_GATEWAY_CORE]) as gate:
             for tokens in sizes:
@@ -158,19 +155,14 @@ def _measure(gateway: Gateway, sizes: Sequence[int], profile: Profile, options: 
                 added = asyncio.run(_added(gate.url, cluster.urls("decode")[0], bodies, max(20, requests // 2)))
                 found.append(Cost(gateway.label, label, tokens, 1, LATENCY, added))
                 _say(f"{gateway.label}: {label}: adds {statistics.median(added):.2f} ms")
-    finally:
-        os.sched_setaffinity(0, before)
     return found
 
 
 def _measure_processes(count: int, profile: Profile, options: argparse.Namespace) -> list[Cost]:
     """Ours with so many processes, each with a core: workers are apart from each other, so that not one core of theirs is the limit."""
-    before = os.sched_getaffinity(0)
-    cores = sorted(before)
-    others = set(cores[count:])
-    parts = max(1, min(_CLIENT_PROCESSES_MAX, len(others) // 2))
-    os.sched_setaffinity(0, others)
-    try:
+    cores = sorted(os.sched_getaffinity(0))
+    parts = max(1, min(_CLIENT_PROCESSES_MAX, (len(cores) - count) // 2))
+    with _without_cores(cores[:count]):
         plan = SimPlan(1, max(options.decode, parts), options.speed, options.profile, options.region_gb, apart=True)
         gateway = Gateway(OURS, "", processes=count)
         with sim_cluster(plan, options.logs) as cluster, running(gateway, cluster, options.logs, cores[:count]) as gate:
@@ -178,8 +170,6 @@ def _measure_processes(count: int, profile: Profile, options: argparse.Namespace
             # Some for each process of the router, or it would be idle for want of requests.
             clients = [options.clients * count // parts or 1] * parts
             found = router_processes.rates(gate.url, gate.pid, load, clients, max(options.requests, _RATE_REQUESTS) * count // parts, options.runs)
-    finally:
-        os.sched_setaffinity(0, before)
     case = f"{_Bodies(_RATE_TOKENS, profile.model).label}, {count} process{'es' if count > 1 else ''}"
     _say(f"{case}: {statistics.median(found[0]):.0f} requests a second, {statistics.median(found[1]):.2f} cores busy")
     metrics = (router_processes.RATE, router_processes.CORES)
@@ -189,6 +179,17 @@ def _measure_processes(count: int, profile: Profile, options: argparse.Namespace
 def _load_part(tokens: int, model: str, url: str, clients: int, requests: int, part: int) -> None:
     """What one process of clients does; bodies of different ``part`` are different."""
     asyncio.run(_load(url, _Bodies(tokens, model, itertools.count(part * _PART)), clients, requests, 0))
+
+
+@contextlib.contextmanager
+def _without_cores(gateway: Iterable[int]) -> Iterator[None]:
+    """Leaves cores to the gateway meanwhile: workers and clients inherit what this process may use."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, before - set(gateway))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 async def _load(url: str, bodies: _Bodies, clients: int, requests: int, events: int) -> None:
